@@ -1,0 +1,71 @@
+"""Everything that msrn raises on purpose.
+
+    MSRNError
+    ├── DataError                 a source, table or image that cannot be used
+    │   ├── SourceNotFoundError   no such folder or file, or a layout that no reader knows
+    │   ├── EmptySplitError       a split without images
+    │   └── UnreadableImageError  a file that is not a whole image
+    ├── LabelMismatchError        the data's labels and the model's differ
+    ├── RecipeError               a recipe with unknown keys or impossible values
+    ├── ModelError                a backbone or an architecture that cannot be built
+    ├── BundleError               a bundle that is incomplete or does not fit its configuration
+    ├── PublishedFileError        a published checkpoint, graph or vector file that cannot be read safely
+    ├── TrainingError             training cannot start or go on
+    │   └── NonFiniteLossError    the loss became NaN or infinite
+    └── MissingDependencyError    an optional package is not installed
+
+Each message says what was expected, what came and what to do next. The command line prints the message on one line
+and exits with 1; it never shows a traceback for these.
+"""
+
+
+class MSRNError(Exception):
+    """Base of every error that msrn raises on purpose."""
+
+
+class DataError(MSRNError):
+    """A source, table or image cannot be used."""
+
+
+class SourceNotFoundError(DataError):
+    """The path does not exist, or no reader knows its layout."""
+
+
+class EmptySplitError(DataError):
+    """A split holds no images."""
+
+
+class UnreadableImageError(DataError):
+    """A file is missing, truncated or not an image."""
+
+
+class LabelMismatchError(MSRNError):
+    """The labels of the data and of the model differ."""
+
+
+class RecipeError(MSRNError):
+    """A recipe has unknown keys or impossible values."""
+
+
+class ModelError(MSRNError):
+    """A backbone or an architecture cannot be built as asked."""
+
+
+class BundleError(MSRNError):
+    """A bundle is incomplete, damaged or does not fit its configuration."""
+
+
+class PublishedFileError(MSRNError):
+    """A published checkpoint, graph or vector file cannot be read, or not safely."""
+
+
+class TrainingError(MSRNError):
+    """Training cannot start or go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class MissingDependencyError(MSRNError):
+    """An optional package is not installed."""
