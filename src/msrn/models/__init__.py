@@ -1,0 +1,42 @@
+"""The network, a file for each part of the paper, and the heads it is compared with."""
+
+import msrn._torchvision  # noqa: F401  (before timm)
+from msrn.models import published
+from msrn.models.attention import SemanticGuidedAttention, StageProjection
+from msrn.models.backbone import Backbone, count_parameters
+from msrn.models.baselines import PooledClassifier, PooledHead
+from msrn.models.builders import (
+    PUBLISHED,
+    build_model,
+    build_msrn,
+    build_pooled,
+    msrn_resnet101,
+    use_channels_last,
+)
+from msrn.models.classifier import JointClassifier, PerLabelClassifier
+from msrn.models.label_group import DiffPool, GraphAttention, LabelGroupEmbedding, LabelGroups, group_loss
+from msrn.models.msrn import MSRN
+
+__all__ = [
+    "MSRN",
+    "PUBLISHED",
+    "Backbone",
+    "DiffPool",
+    "GraphAttention",
+    "JointClassifier",
+    "LabelGroupEmbedding",
+    "LabelGroups",
+    "PerLabelClassifier",
+    "PooledClassifier",
+    "PooledHead",
+    "SemanticGuidedAttention",
+    "StageProjection",
+    "build_model",
+    "build_msrn",
+    "build_pooled",
+    "count_parameters",
+    "group_loss",
+    "msrn_resnet101",
+    "published",
+    "use_channels_last",
+]

@@ -1,0 +1,98 @@
+"""Semantic guided attention over several backbone stages."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msrn.models.label_group import LabelGroups
+from msrn.ops import semantic_guided_attention
+
+Pooling = Literal["max", "avg", "none"]
+
+
+class StageProjection(nn.Module):
+    """Bring one stage to the width of the embeddings: [1x1 convolution] -> [2x2 pooling] -> 1x1 convolution -> [norm].
+
+    Args:
+        in_channels: Channels of the stage.
+        dim: Width D of the embeddings.
+        pooling: 2x2 pooling between the convolutions; "none" keeps every position. A map of a single row or column is
+            not pooled.
+        has_buffer: A 1x1 convolution that keeps the channels, ahead of the pooling.
+        normalize: Normalise each image's projected map to mean 0 and variance 1, so that attention scores stay bounded.
+    """
+
+    def __init__(
+        self, in_channels: int, dim: int, *, pooling: Pooling = "max", has_buffer: bool = False, normalize: bool = False
+    ) -> None:
+        super().__init__()
+        self.buffer = nn.Conv2d(in_channels, in_channels, 1) if has_buffer else nn.Identity()
+        self.pooling = pooling
+        self.projection = nn.Conv2d(in_channels, dim, 1)
+        self.norm = nn.GroupNorm(1, dim) if normalize else nn.Identity()
+
+    def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """Projected features of the stage."""
+        return self.norm(self.projection(self.pool(feature_map)))
+
+    def pool(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        """The stage after its buffer convolution and pooling, before the projection."""
+        feature_map = self.buffer(feature_map)
+        if self.pooling == "none" or min(feature_map.shape[-2:]) < 2:
+            return feature_map
+        return F.max_pool2d(feature_map, 2) if self.pooling == "max" else F.avg_pool2d(feature_map, 2)
+
+
+class SemanticGuidedAttention(nn.Module):
+    """Let label and group embeddings choose, for every stage and channel, how the positions are pooled.
+
+    Args:
+        channels: Channels of the backbone's stages, finest first.
+        dim: Width D of the embeddings.
+        pooling: 2x2 pooling of the stages: one word for all, or one a stage.
+        has_buffers: Which stages have a 1x1 convolution ahead of the pooling: one truth for all, or one a stage.
+        normalize: Normalise the projected maps.
+
+    Raises:
+        ValueError: A list of settings is not as long as the list of stages.
+
+    Source: MSRN, https://arxiv.org/abs/2106.11596, section 3.4.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        dim: int,
+        *,
+        pooling: Pooling | Sequence[Pooling] = "max",
+        has_buffers: bool | Sequence[bool] = False,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        num_stages = len(channels)
+        poolings = [pooling] * num_stages if isinstance(pooling, str) else list(pooling)
+        buffers = [has_buffers] * num_stages if isinstance(has_buffers, bool) else list(has_buffers)
+        for name, setting in (("pooling", poolings), ("has_buffers", buffers)):
+            if len(setting) != num_stages:
+                raise ValueError(f"{name} has {len(setting)} entries for {num_stages} stages. Give one, or one a stage.")
+        self.stages = nn.ModuleList(
+            StageProjection(stage_channels, dim, pooling=stage_pooling, has_buffer=has_buffer, normalize=normalize)
+            for stage_channels, stage_pooling, has_buffer in zip(channels, poolings, buffers, strict=True)
+        )
+
+    def forward(
+        self, feature_maps: Sequence[Float[Tensor, "B _C _H _W"]], label_groups: LabelGroups
+    ) -> tuple[Float[Tensor, "B L SD"], Float[Tensor, "B G SD"]]:
+        """Label features O and group features Q, the stages joined along channels."""
+        num_labels = len(label_groups.label_embeddings)
+        embeddings = torch.cat([label_groups.label_embeddings, label_groups.group_embeddings])  # (L + G, D)
+        pooled = [
+            semantic_guided_attention(stage(feature_map), embeddings)  # (B, L + G, D)
+            for stage, feature_map in zip(self.stages, feature_maps, strict=True)
+        ]
+        features = torch.cat(pooled, dim=-1)  # (B, L + G, S·D)
+        return features[:, :num_labels], features[:, num_labels:]

@@ -1,0 +1,164 @@
+"""The network under the head: any timm model that returns features at several stages."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msrn.errors import ModelError
+
+
+class Backbone(nn.Module):
+    """Feature maps of the last stages of a timm model, channels first, from fine to coarse.
+
+    Attributes:
+        name: timm's name of the model.
+        channels: Channels of each stage, as in (512, 1024, 2048).
+        strides: Pixels of the image a position of each stage stands for, as in (8, 16, 32).
+
+    Args:
+        name: Any timm model that supports `features_only` (`timm.list_models()`).
+        num_stages: How many stages to return, counted from the last.
+        pretrained: Start from pre-trained weights, downloaded by timm unless `weights` is given.
+        weights: A local file of pre-trained weights in timm's names.
+        keep_last_layers: Keep the pre-trained layers behind the last stage that timm drops with `features_only` (MobileNetV2's
+            `conv_head` and `bn2`); the last feature map is theirs.
+        freeze_batch_norm: Normalise by the stored statistics in training too, and leave them as they are.
+        **options: Passed on to `timm.create_model`, as in `img_size=448`.
+
+    Raises:
+        ModelError: timm does not know the model, the model has fewer stages, or the weights are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_stages: int = 3,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        keep_last_layers: bool = False,
+        freeze_batch_norm: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if num_stages < 1:
+            raise ModelError(f"num_stages is at least 1, got {num_stages}.")
+        self.name = name
+        self.num_stages = num_stages
+        self.keep_last_layers = keep_last_layers
+        self.freeze_batch_norm = freeze_batch_norm
+        if pretrained or weights is not None:
+            options |= _pretrained_options(name, weights)
+        if keep_last_layers:
+            self.model = _create(name, num_classes=0, global_pool="", **options)
+            stages = _stage_info(name, self.model, num_stages)
+            channels = [stage["num_chs"] for stage in stages]
+            self.channels = (*channels[:-1], int(self.model.num_features))
+        else:
+            out_indices = tuple(range(-num_stages, 0))
+            try:
+                self.model = _create(name, features_only=True, out_indices=out_indices, **options)
+            except IndexError:
+                raise _too_few_stages(name, num_stages) from None
+            stages = self.model.feature_info.get_dicts()
+            self.channels = tuple(stage["num_chs"] for stage in stages)
+        self.strides = tuple(int(stage["reduction"]) for stage in stages)
+        self._is_channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
+        """Feature maps of the stages, finest first."""
+        if self.keep_last_layers:
+            last, feature_maps = self.model.forward_intermediates(images, indices=self.num_stages)
+            return [*feature_maps[:-1], last]
+        feature_maps = self.model(images)
+        if self._is_channels_last:
+            feature_maps = [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps]
+        return list(feature_maps)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set training mode; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, **options)
+    except IndexError:
+        raise
+    except TypeError as error:
+        raise ModelError(
+            f"timm cannot build '{name}' with {_shown(options)}: {error}. Remove the option or choose another backbone."
+        ) from error
+    except Exception as error:
+        if not timm.is_model(name.split(".")[0]):
+            close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise ModelError(f"timm knows no model '{name}'.{hint} See timm.list_models() for all names.") from error
+        if options.get("pretrained"):
+            raise _weights_error(name, options, error) from error
+        raise ModelError(f"timm cannot build '{name}' with {_shown(options)}: {_first_line(error)}") from error
+    return model
+
+
+def _pretrained_options(name: str, weights: str | Path | None) -> dict[str, Any]:
+    if weights is None:
+        return {"pretrained": True}
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}. Give an existing file of {name}'s weights in timm's names.")
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+
+
+def _weights_error(name: str, options: dict[str, Any], error: Exception) -> ModelError:
+    overlay = options.get("pretrained_cfg_overlay")
+    if overlay is None:
+        return ModelError(
+            f"the pre-trained weights of '{name}' could not be downloaded. Download {name}'s model.safetensors on a machine "
+            "with a network and pass it as weights (model.weights=FILE), or train from scratch (model.pretrained=false)."
+        )
+    return ModelError(
+        f"{overlay['file']} does not hold weights of '{name}' in timm's names: {_first_line(error)} "
+        "Give the weights of this backbone, or name the backbone they belong to."
+    )
+
+
+def _stage_info(name: str, model: nn.Module, num_stages: int) -> list[dict[str, Any]]:
+    if not hasattr(model, "forward_intermediates"):
+        raise ModelError(f"timm's '{name}' returns no intermediate features. Choose another backbone.")
+    info = model.feature_info
+    stages: list[dict[str, Any]] = list(info if isinstance(info, list) else info.get_dicts())
+    if len(stages) < num_stages:
+        raise _too_few_stages(name, num_stages)
+    return stages[-num_stages:]
+
+
+def _too_few_stages(name: str, num_stages: int) -> ModelError:
+    return ModelError(f"'{name}' returns features at fewer than {num_stages} stages. Lower num_stages or choose another.")
+
+
+def _shown(options: dict[str, Any]) -> str:
+    hidden = ("features_only", "out_indices", "pretrained", "pretrained_cfg_overlay", "num_classes", "global_pool")
+    return ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in hidden) or "no options"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trained numbers in a module.
+
+    Example:
+        >>> count_parameters(torch.nn.Linear(3, 2))
+        8
+    """
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,85 @@
+"""The assembly: a Multi-layered Semantic Representation Network from finished parts."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msrn.models.attention import SemanticGuidedAttention
+from msrn.models.backbone import Backbone
+from msrn.models.baselines import PooledHead
+from msrn.models.classifier import JointClassifier, PerLabelClassifier
+from msrn.models.label_group import LabelGroupEmbedding, LabelGroups, group_loss
+
+
+class MSRN(nn.Module):
+    """Multi-layered Semantic Representation Network.
+
+    Args:
+        backbone: Feature maps of several stages.
+        label_group: Label and group embeddings.
+        attention: Pools the stages, guided by the embeddings.
+        classifier: From pooled features to logits.
+        residual: A pooled head on the last stage whose logits are added, or None as published.
+
+    Example:
+        `msrn.models.build_msrn(label_graph, backbone="resnet18")` builds the parts; `msrn_resnet101` is the published network.
+
+    Source: Qu, Che, Huang, Xu, Zheng: Multi-layered Semantic Representation Network for Multi-label Image Classification,
+        https://arxiv.org/abs/2106.11596.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        label_group: LabelGroupEmbedding,
+        attention: SemanticGuidedAttention,
+        classifier: JointClassifier | PerLabelClassifier,
+        residual: PooledHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.label_group = label_group
+        self.attention = attention
+        self.classifier = classifier
+        self.residual = residual
+        self._constants: tuple[tuple[tuple[int, int], ...], LabelGroups] | None = None
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], label_groups: LabelGroups | None = None
+    ) -> Float[Tensor, "B L"]:
+        """Logits of a batch of images; pass `label_groups` where `embed()` was already called in this step."""
+        feature_maps: Sequence[Tensor] = self.backbone(images)  # S x (B, C, h, w)
+        if label_groups is None:
+            label_groups = self.embed()  # (L, D), (G, D), (L, G)
+        label_features, group_features = self.attention(feature_maps, label_groups)  # (B, L, S·D), (B, G, S·D)
+        logits: Tensor = self.classifier(label_features, group_features, label_groups.assignment)  # (B, L)
+        if self.residual is not None:
+            logits = logits + self.residual(feature_maps[-1])
+        return logits
+
+    def embed(self) -> LabelGroups:
+        """Label embeddings, group embeddings and assignment; constants in evaluation mode, computed once."""
+        if self.training or torch.compiler.is_compiling():
+            label_groups: LabelGroups = self.label_group()
+            return label_groups
+        # An optimizer step, a loaded state or a move to another device changes a version or an address.
+        state = (*self.label_group.parameters(), *self.label_group.buffers())
+        key = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in state)
+        if self._constants is None or self._constants[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._constants = (key, self.label_group())
+        return self._constants[1]
+
+    def label_embeddings(self) -> Float[Tensor, "L D"]:
+        """Local semantics, one row a label."""
+        return self.embed().label_embeddings
+
+    def group_embeddings(self) -> Float[Tensor, "G D"]:
+        """Global semantics, one row a group of labels."""
+        return self.embed().group_embeddings
+
+    def group_loss(self, label_groups: LabelGroups | None = None) -> Float[Tensor, ""]:
+        """The weighted group loss, to be added to the classification loss."""
+        return group_loss(self.embed() if label_groups is None else label_groups)
