@@ -5,8 +5,8 @@ Six families of things (sea, farm, city, table, mountain, space) are painted ove
 - **Several scales.** A ship fills half of the picture, a fish a quarter of its side, a buoy seven pixels.
 - **Labels relate.** Members of a family come together, some belong to two families, the sun never shines at night, and
   lamps are lit then more often than by day.
-- **Pixels are not enough.** A sun, a ball and an orange are one orange disc, drawn by one function; only what else is in
-  the picture tells them apart. So it is with sail and tent, lamp and star, buoy and cherry.
+- **Pixels are not enough.** A sun, a ball and an orange are one orange disc, drawn by one function; only what else is
+  in the picture tells them apart. So it is with sail and tent, lamp and star, buoy and cherry.
 - **The whole picture counts.** Night and fog are properties of the scene, whatever is in it.
 
 Clutter that bears no label, body colours drawn at random, occlusion, tilt and weak contrast keep it from being easy.
@@ -54,18 +54,19 @@ BODY_COLOURS: tuple[Colour, ...] = (
     (196, 66, 60), (222, 128, 70), (228, 190, 92), (112, 158, 92), (70, 146, 140),
     (78, 124, 184), (120, 96, 168), (196, 110, 152), (146, 104, 78), (208, 200, 188),
 )  # fmt: skip
-# Clutter keeps clear of the hues of the glyphs whose colour matters: orange, white, gold and red.
-CLUTTER_COLOURS: tuple[Colour, ...] = (
+MUTED_COLOURS: tuple[Colour, ...] = (
     (104, 138, 88), (140, 154, 108), (72, 112, 118), (98, 124, 170), (132, 112, 158),
     (188, 128, 160), (128, 108, 92), (168, 150, 128), (112, 116, 124), (84, 92, 84),
 )  # fmt: skip
+# The hues of the glyphs that have one colour: clutter of another outline takes them too, so colour is not enough.
+VIVID_COLOURS: tuple[Colour, ...] = (ORANGE, RED, GOLD, GREEN)
 # Backgrounds are the same for all families.
 BACKGROUND_COLOURS: tuple[Colour, ...] = (
     (150, 196, 222), (196, 222, 228), (240, 214, 178), (232, 186, 168), (186, 178, 210), (150, 184, 150),
     (206, 206, 148), (176, 148, 120), (120, 142, 164), (92, 110, 118), (214, 200, 190), (110, 128, 96),
 )  # fmt: skip
 
-_CIRCLE = tuple((float(np.cos(angle)), float(np.sin(angle))) for angle in np.linspace(0, 2 * np.pi, 28, endpoint=False))
+_CIRCLE = tuple((float(np.cos(angle)), float(np.sin(angle))) for angle in np.linspace(0, 2 * np.pi, 32, endpoint=False))
 
 
 @dataclass
@@ -79,6 +80,8 @@ class Pen:
         tilt: Clockwise angle in radians.
         mirror: -1 to mirror left and right, else 1.
         gain: Factor of each colour channel.
+        haze: How far its colours fade into `air`, from 0 to 1.
+        air: The colour that they fade into.
         body: Colour of those parts that may have any colour.
     """
 
@@ -88,6 +91,8 @@ class Pen:
     tilt: float = 0.0
     mirror: int = 1
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    haze: float = 0.0
+    air: Colour = GREY
     body: Colour = BODY_COLOURS[0]
 
     def shape(self, points: Sequence[Point], colour: Colour, *, outline: float = 0.05) -> None:
@@ -98,7 +103,9 @@ class Pen:
             edge = self._tone(_shade(colour, 0.55))
             self.canvas.line([*place, place[0], place[1]], fill=edge, width=self._width(outline), joint="curve")
 
-    def box(self, left: float, top: float, right: float, bottom: float, colour: Colour, *, outline: float = 0.05) -> None:
+    def box(
+        self, left: float, top: float, right: float, bottom: float, colour: Colour, *, outline: float = 0.05
+    ) -> None:
         """Fill an upright rectangle."""
         self.shape([(left, top), (right, top), (right, bottom), (left, bottom)], colour, outline=outline)
 
@@ -114,14 +121,18 @@ class Pen:
         cos, sin = self.radius * np.cos(self.tilt), self.radius * np.sin(self.tilt)
         x0, y0 = self.centre
         return [
-            (float(x0 + self.mirror * x * cos - y * sin), float(y0 + self.mirror * x * sin + y * cos)) for x, y in points
+            (float(x0 + self.mirror * x * cos - y * sin), float(y0 + self.mirror * x * sin + y * cos))
+            for x, y in points
         ]
 
     def _width(self, width: float) -> int:
         return max(1, round(width * self.radius))
 
     def _tone(self, colour: Colour) -> Colour:
-        red, green, blue = (min(255, max(0, round(c * g))) for c, g in zip(colour, self.gain, strict=True))
+        red, green, blue = (
+            min(255, round(c * gain + self.haze * (a - c * gain)))
+            for c, gain, a in zip(colour, self.gain, self.air, strict=True)
+        )
         return red, green, blue
 
 
@@ -273,7 +284,7 @@ def _triangle(pen: Pen) -> None:
 
 def _spark(pen: Pen) -> None:
     """Lamp or star."""
-    rays = [(cos * r, sin * r) for (cos, sin), r in zip(_CIRCLE[::3][:8], (1.1, 0.5) * 4, strict=True)]
+    rays = [(cos * r, sin * r) for (cos, sin), r in zip(_CIRCLE[::4], (1.1, 0.5) * 4, strict=True)]
     pen.shape(rays, (255, 236, 140), outline=0.12)
 
 
@@ -338,11 +349,30 @@ def _ring(pen: Pen) -> None:
 
 
 def _tuft(pen: Pen) -> None:
-    for x, y in ((-0.8, -0.5), (0, -0.95), (0.8, -0.5)):
-        pen.stroke([(0, 0.9), (x, y)], pen.body, 0.2)
+    for x, y in ((-0.95, -0.2), (-0.5, -0.7), (0, -0.95), (0.5, -0.7), (0.95, -0.2)):
+        pen.stroke([(0.2 * x, 0.9), (0.6 * x, 0.1), (x, y)], pen.body, 0.15)
 
 
-CLUTTER: tuple[Callable[[Pen], None], ...] = (_pebble, _leaf, _round, _wedge, _crate, _bush, _ring, _tuft)
+@dataclass(frozen=True)
+class Clutter:
+    """A glyph without a label: its colours, and the size classes it comes in."""
+
+    draw: Callable[[Pen], None]
+    colours: tuple[Colour, ...]
+    size_classes: tuple[str, ...] = ("large", "medium", "tiny")
+
+
+# Round things are never orange or red, and wedges never white: those would be glyphs.
+CLUTTER: tuple[Clutter, ...] = (
+    Clutter(_pebble, MUTED_COLOURS),
+    Clutter(_bush, MUTED_COLOURS),
+    Clutter(_round, MUTED_COLOURS),
+    Clutter(_wedge, MUTED_COLOURS + VIVID_COLOURS),
+    Clutter(_crate, MUTED_COLOURS + VIVID_COLOURS + (WHITE,)),
+    Clutter(_leaf, MUTED_COLOURS + VIVID_COLOURS + (WHITE,)),
+    Clutter(_ring, MUTED_COLOURS + VIVID_COLOURS + (WHITE,), ("medium", "tiny")),
+    Clutter(_tuft, MUTED_COLOURS + VIVID_COLOURS + (WHITE,), ("medium", "tiny")),
+)
 
 # --- The labels ---
 
@@ -367,27 +397,27 @@ class SceneLabel:
 
 
 LABELS: tuple[SceneLabel, ...] = (
-    SceneLabel("ship", ("sea",), "large", 0.55, _ship),
+    SceneLabel("ship", ("sea",), "large", 0.46, _ship),
     SceneLabel("fish", ("sea",), "medium", 0.5, _fish),
     SceneLabel("sail", ("sea",), "medium", 0.4, _triangle),
     SceneLabel("sun", ("sea",), "medium", 0.45, _disc),
     SceneLabel("buoy", ("sea",), "tiny", 0.35, _berry),
     SceneLabel("bird", ("sea", "farm", "mountain"), "tiny", 0.35, _bird),
-    SceneLabel("barn", ("farm",), "large", 0.55, _barn),
+    SceneLabel("barn", ("farm",), "large", 0.48, _barn),
     SceneLabel("cow", ("farm",), "medium", 0.6, _cow),
     SceneLabel("bee", ("farm", "table"), "tiny", 0.35, _bee),
-    SceneLabel("tower", ("city",), "large", 0.6, _tower),
+    SceneLabel("tower", ("city",), "large", 0.48, _tower),
     SceneLabel("car", ("city",), "medium", 0.6, _car),
     SceneLabel("ball", ("city",), "medium", 0.35, _disc),
     SceneLabel("lamp", ("city",), "tiny", 0.4, _spark),
-    SceneLabel("teapot", ("table",), "large", 0.5, _teapot),
+    SceneLabel("teapot", ("table",), "large", 0.44, _teapot),
     SceneLabel("cup", ("table",), "medium", 0.6, _cup),
     SceneLabel("orange", ("table",), "medium", 0.45, _disc),
     SceneLabel("cherry", ("table",), "tiny", 0.45, _berry),
-    SceneLabel("pine", ("mountain",), "large", 0.65, _pine),
+    SceneLabel("pine", ("mountain",), "large", 0.5, _pine),
     SceneLabel("snowman", ("mountain",), "medium", 0.45, _snowman),
     SceneLabel("tent", ("mountain",), "medium", 0.45, _triangle),
-    SceneLabel("rocket", ("space",), "large", 0.6, _rocket),
+    SceneLabel("rocket", ("space",), "large", 0.52, _rocket),
     SceneLabel("planet", ("space",), "medium", 0.55, _planet),
     SceneLabel("star", ("space",), "tiny", 0.55, _spark),
     SceneLabel("night", (), "scene", 0.22),
@@ -403,10 +433,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 # Side of a glyph in pixels of an image of 96 pixels, and its greatest tilt in degrees.
 SIZES_PX = {"large": (45, 78), "medium": (18, 30), "tiny": (6, 9)}
-_TILTS_DEG = {"large": 14, "medium": 28, "tiny": 40}
+_TILTS_DEG = {"large": 18, "medium": 28, "tiny": 40}
 
 _PROBABILITY_OF_SECOND_FAMILY = 0.32
 _PROBABILITY_OF_LAMP_AT_NIGHT = 0.75
+_MOST_HAZE = 0.25
 _SUPERSAMPLING = 3
 
 # --- Which labels a scene has ---
@@ -466,16 +497,19 @@ class _Composition:
     image: Image.Image
     rng: np.random.Generator
     unit: float  # canvas pixels for a pixel of an image of 96 pixels
+    air: Colour = GREY  # what hazy things fade into
     taken: list[tuple[float, float, float]] = field(default_factory=list)
 
-    def put(self, draw: Callable[[Pen], None], size_class: str, colours: Sequence[Colour], *, takes: bool = True) -> None:
+    def put(
+        self, draw: Callable[[Pen], None], size_class: str, colours: Sequence[Colour], *, takes: bool = True
+    ) -> None:
         """Draw a glyph where it covers little of what is there."""
         rng = self.rng
         radius = self.unit * rng.uniform(*SIZES_PX[size_class]) / 2
         centre = self._find_place(radius)
         if takes:
             self.taken.append((*centre, radius))
-        gain = rng.uniform(0.82, 1.12) * rng.uniform(0.92, 1.08, size=3)
+        gain = rng.uniform(0.82, 1.14) * rng.uniform(0.92, 1.08, size=3)
         pen = Pen(
             ImageDraw.Draw(self.image),
             centre,
@@ -483,9 +517,17 @@ class _Composition:
             tilt=float(np.deg2rad(rng.uniform(-1, 1) * _TILTS_DEG[size_class])),
             mirror=1 if rng.random() < 0.5 else -1,
             gain=(float(gain[0]), float(gain[1]), float(gain[2])),
+            haze=float(rng.uniform(0, _MOST_HAZE)),
+            air=self.air,
             body=colours[int(rng.integers(len(colours)))],
         )
         draw(pen)
+
+    def put_clutter(self, size_class: str, *, takes: bool = True) -> None:
+        """Draw something that bears no label."""
+        choices = [clutter for clutter in CLUTTER if size_class in clutter.size_classes]
+        clutter = choices[int(self.rng.integers(len(choices)))]
+        self.put(clutter.draw, size_class, clutter.colours, takes=takes)
 
     def _find_place(self, radius: float) -> Point:
         """The best of ten random places; up to a quarter of the radius may stick out."""
@@ -503,7 +545,9 @@ class _Composition:
 
 def _paint_background(rng: np.random.Generator, side: int) -> Image.Image:
     """A blotchy gradient between two colours, and up to three hills; the same for all families."""
-    top, bottom = (np.array(BACKGROUND_COLOURS[i], dtype=np.float64) for i in rng.integers(len(BACKGROUND_COLOURS), size=2))
+    top, bottom = (
+        np.array(BACKGROUND_COLOURS[i], dtype=np.float64) for i in rng.integers(len(BACKGROUND_COLOURS), size=2)
+    )
     height = np.linspace(0, 1, 6)[:, None, None] + rng.uniform(-0.4, 0.4) * np.linspace(-1, 1, 6)[None, :, None]
     grid = top + np.clip(height, 0, 1) * (bottom - top) + rng.normal(0, 9, size=(6, 6, 3))  # (6, 6, 3)
     grid *= rng.uniform(0.75, 1.08)
@@ -530,13 +574,13 @@ def _paint_weather(image: Image.Image, rng: np.random.Generator, *, is_night: bo
     if is_night:
         pixels *= rng.uniform(0.6, 0.95) * np.array([0.55, 0.66, 0.92])
     mean = pixels.mean()
-    pixels = mean + rng.uniform(0.65, 1.1) * (pixels - mean)
+    pixels = mean + rng.uniform(0.7, 1.15) * (pixels - mean)
     pixels *= rng.uniform(0.85, 1.1)
-    pixels += rng.uniform(2, 9) * rng.standard_normal(size=(side, side, 1))
+    pixels += rng.uniform(1, 6) * rng.standard_normal(size=(side, side, 1))
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
-def draw_scene(seed: int, split: str, index: int, *, size: int = 96) -> tuple[Image.Image, Int8[np.ndarray, "L"]]:
+def draw_scene(seed: int, split: str, index: int, *, size: int = 96) -> tuple[Image.Image, Int8[np.ndarray, " L"]]:
     """Draw one image of the data set.
 
     The labels depend on the seed, the split and the index alone; the size only scales the picture.
@@ -558,7 +602,7 @@ def draw_scene(seed: int, split: str, index: int, *, size: int = 96) -> tuple[Im
         >>> image.size, target.shape
         ((96, 96), (25,))
         >>> [LABEL_NAMES[i] for i in target.nonzero()[0]]
-        ['?']
+        ['fish', 'pine']
     """
     if split not in SPLITS:
         raise DataError(f"scenes have the splits {', '.join(SPLITS)}, not '{split}'. Choose one of these.")
@@ -567,18 +611,19 @@ def draw_scene(seed: int, split: str, index: int, *, size: int = 96) -> tuple[Im
     present = {label.name for label in labels}
 
     side = size * _SUPERSAMPLING
-    scene = _Composition(_paint_background(rng, side), rng, unit=side / 96)
-    for size_class, most in (("large", 1), ("medium", 3), ("tiny", 4)):
+    background = _paint_background(rng, side)
+    red, green, blue = np.asarray(background.resize((1, 1), Image.Resampling.BOX))[0, 0].tolist()
+    scene = _Composition(background, rng, unit=side / 96, air=(red, green, blue))
+    for size_class, most in (("large", 1), ("medium", 2), ("tiny", 4)):
         for _ in range(int(rng.integers(most + 1))):
-            draw = CLUTTER[int(rng.integers(len(CLUTTER)))]
-            scene.put(draw, size_class, CLUTTER_COLOURS, takes=False)
+            scene.put_clutter(size_class, takes=False)
         for label in labels:
             if label.size_class == size_class and label.draw is not None:
                 for _ in range(int(rng.integers(1, 4)) if size_class == "tiny" else 1):
                     scene.put(label.draw, size_class, BODY_COLOURS)
     # A little of what lies in front: it covers parts of the large things.
     for _ in range(int(rng.integers(3))):
-        scene.put(CLUTTER[int(rng.integers(len(CLUTTER)))], "medium", CLUTTER_COLOURS)
+        scene.put_clutter("medium")
 
     picture = _paint_weather(
         scene.image.reduce(_SUPERSAMPLING), rng, is_night="night" in present, is_foggy="fog" in present
@@ -629,39 +674,47 @@ def write_scenes(
         path,labels,split
     """
     counts = {"train": num_train, "val": num_val, "test": num_test}
-    if seed < 0 or min(counts.values()) < 0 or size < 16:
+    num_threads = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+    if seed < 0 or min(counts.values()) < 0 or size < 16 or num_threads < 1:
         raise DataError(
-            f"scenes need a seed and counts of 0 or more and a size of at least 16 pixels; got seed {seed}, "
-            f"counts {num_train}, {num_val}, {num_test} and size {size}. Change the parameter that is too small."
+            "scenes need a seed and counts of 0 or more, a size of at least 16 pixels and at least 1 worker; got "
+            f"seed {seed}, counts {num_train}, {num_val}, {num_test}, size {size} and {num_threads} workers. "
+            "Change the parameter that is too small."
         )
     folder = Path(out_dir).resolve()
     parameters = {"generator_version": GENERATOR_VERSION, "seed": seed, "size": size, "counts": counts}
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if _is_taken(folder):
         _check_written(folder, parameters)
         return Path(out_dir)
 
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
     try:
-        _write_all(partial, parameters, counts, num_workers=num_workers, progress=progress)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        rows = _write_images(partial, seed, size, counts, num_threads, progress)
+        table = "".join(["path,labels,split\n", *rows]).encode()
+        (partial / "labels.csv").write_bytes(table)
+        record = {**parameters, "labels_sha256": hashlib.sha256(table).hexdigest()}
+        (partial / "scenes.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if _is_taken(folder):  # Another run was faster.
+            _check_written(folder, parameters)
+        else:
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Path(out_dir)
 
 
-def _write_all(
+def _write_images(
     folder: Path,
-    parameters: dict[str, object],
+    seed: int,
+    size: int,
     counts: dict[str, int],
-    *,
-    num_workers: int | None,
+    num_threads: int,
     progress: Callable[[int], None] | None,
-) -> None:
-    seed, size = parameters["seed"], parameters["size"]
-    assert isinstance(seed, int) and isinstance(size, int)
+) -> list[str]:
+    """Draw and save all images; the rows of their table, in order."""
     for split in SPLITS:
         (folder / "images" / split).mkdir(parents=True)
 
@@ -672,21 +725,21 @@ def _write_all(
         image.save(folder / path, quality=90, subsampling=0)
         return f"{path},{'|'.join(LABEL_NAMES[i] for i in target.nonzero()[0])},{split}\n"
 
-    rows = ["path,labels,split\n"]
-    pool = ThreadPoolExecutor(num_workers or min(4, os.cpu_count() or 1))
+    rows: list[str] = []
+    pool = ThreadPoolExecutor(num_threads)
     try:
-        jobs = [pool.submit(write_one, split, index) for split in SPLITS for index in range(counts[split])]
-        for num_written, job in enumerate(jobs, start=1):
+        for job in [pool.submit(write_one, split, index) for split in SPLITS for index in range(counts[split])]:
             rows.append(job.result())
             if progress is not None:
-                progress(num_written)
+                progress(len(rows))
     finally:
         pool.shutdown(cancel_futures=True)
+    return rows
 
-    table = "".join(rows).encode()
-    (folder / "labels.csv").write_bytes(table)
-    record = {**parameters, "labels_sha256": hashlib.sha256(table).hexdigest()}
-    (folder / "scenes.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+def _is_taken(folder: Path) -> bool:
+    """Whether there is anything at the path but an empty folder."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _check_written(folder: Path, parameters: dict[str, object]) -> None:
@@ -697,7 +750,9 @@ def _check_written(folder: Path, parameters: dict[str, object]) -> None:
         found = {key: record[key] for key in parameters}
         labels_sha256 = record["labels_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"expected a new folder or written scenes, but {folder} holds something else. {remedy}") from None
+        raise DataError(
+            f"expected a new folder or written scenes, but {folder} holds something else. {remedy}"
+        ) from None
     if found != parameters:
         raise DataError(f"expected scenes with {parameters}, but {folder} holds scenes with {found}. {remedy}")
 
@@ -708,5 +763,5 @@ def _check_written(folder: Path, parameters: dict[str, object]) -> None:
     paths = [line.split(",")[0] for line in table.decode(errors="replace").splitlines()[1:]]
     missing = [path for path in paths if not (folder / path).is_file()]
     if hashlib.sha256(table).hexdigest() != labels_sha256 or missing:
-        damage = f"{len(missing)} images are missing" if missing else "labels.csv was changed"
+        damage = f"images are missing ({len(missing)})" if missing else "labels.csv was changed"
         raise DataError(f"expected complete scenes, but in {folder} {damage}. {remedy}")

@@ -239,7 +239,7 @@ def evaluate_predictions(
 
     Returns:
         Fractions under `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six also with `_top3`,
-        `label_ranking_average_precision` and `ranking_loss`; `coverage_error`, a number of labels; `labels`, the average
+        `label_ranking_average_precision` and `ranking_loss`; `coverage_error`, a number of labels; `labels`, average
         precision by name; `labels_without_positives`, their names; `num_images`; `num_unknown`, entries of target that
         are -1. None stands for what could not be measured.
 

@@ -10,7 +10,7 @@ from msrn.models.attention import SemanticGuidedAttention
 from msrn.models.backbone import Backbone
 from msrn.models.baselines import PooledHead
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
-from msrn.models.label_group import LabelGroupEmbedding, LabelGroups, group_loss
+from msrn.models.label_group import GROUP_LOSS_WEIGHT, LabelGroupEmbedding, LabelGroups, group_loss
 
 
 class MSRN(nn.Module):
@@ -80,6 +80,8 @@ class MSRN(nn.Module):
         """Global semantics, one row a group of labels."""
         return self.embed().group_embeddings
 
-    def group_loss(self, label_groups: LabelGroups | None = None) -> Float[Tensor, ""]:
+    def group_loss(
+        self, label_groups: LabelGroups | None = None, *, weight: float = GROUP_LOSS_WEIGHT
+    ) -> Float[Tensor, ""]:
         """The weighted group loss, to be added to the classification loss."""
-        return group_loss(self.embed() if label_groups is None else label_groups)
+        return group_loss(self.embed() if label_groups is None else label_groups, weight=weight)

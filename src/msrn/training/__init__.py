@@ -1,0 +1,26 @@
+"""Training: losses, optimizers, the Lightning module and the run around it."""
+
+import msrn._torchvision  # noqa: F401  (before torchmetrics and Lightning, which import torchvision)
+from msrn.errors import MissingDependencyError
+
+try:
+    import lightning  # noqa: F401
+except ModuleNotFoundError as error:
+    raise MissingDependencyError("training needs Lightning: pip install 'msrn[train]'.") from error
+
+from msrn.training.fit import FitResult, TrainerSettings, fit
+from msrn.training.losses import multilabel_soft_margin_loss
+from msrn.training.module import MSRNModule
+from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
+
+__all__ = [
+    "FitResult",
+    "MSRNModule",
+    "OptimizerSettings",
+    "ScheduleSettings",
+    "TrainerSettings",
+    "build_optimizer",
+    "build_schedule",
+    "fit",
+    "multilabel_soft_margin_loss",
+]

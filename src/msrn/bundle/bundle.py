@@ -1,0 +1,178 @@
+"""A bundle: a folder with everything a trained model needs, and nothing that has to be unpickled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from msrn.bundle.card import model_card
+from msrn.data.transforms import Preprocessing
+from msrn.errors import BundleError, ModelError
+from msrn.files import replace_folder
+from msrn.labels import LabelGraph
+from msrn.models import MSRN, PooledClassifier, build_model
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+_GRAPH_PREFIX = "label_graph."
+_MODEL_PREFIX = "model."
+_CONFIG_KEYS = ("format_version", "architecture", "labels", "graph_threshold", "preprocessing", "threshold")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model and what is needed to use it.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        label_graph: Labels and co-occurrence of the training images.
+        architecture: Name and arguments for `msrn.models.build_model`, without pre-trained weights.
+        preprocessing: How an image becomes the network's input.
+        threshold: A label is predicted where its probability is at least this.
+        training: How the model was trained: recipe, splits with hashes, epoch chosen, metrics.
+    """
+
+    model: MSRN | PooledClassifier
+    label_graph: LabelGraph
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    threshold: float = 0.5
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels, in the order of the logits."""
+        return self.label_graph.label_names
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "architecture": self.architecture,
+            "labels": list(self.label_names),
+            "graph_threshold": self.label_graph.threshold,
+            "preprocessing": self.preprocessing.to_dict(),
+            "threshold": self.threshold,
+            "training": self.training,
+        }
+
+
+def save_bundle(bundle: Bundle, path: str | Path) -> Path:
+    """Write a bundle folder in one step; an older bundle of that name is replaced.
+
+    Raises:
+        BundleError: The path holds something that is not a bundle.
+        MSRNError: The folder cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))):
+        raise BundleError(f"{path} exists and is not a bundle; it is left alone. Give a new folder.")
+    # Tensors of their own memory, in one order: safetensors refuses shared memory.
+    state = {f"{_MODEL_PREFIX}{name}": _plain(value) for name, value in bundle.model.state_dict().items()}
+    state[f"{_GRAPH_PREFIX}co_occurrence"] = _plain(bundle.label_graph.co_occurrence)
+    state[f"{_GRAPH_PREFIX}label_counts"] = _plain(bundle.label_graph.label_counts)
+    with replace_folder(path) as folder:
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt", "library": "msrn"})
+        text = json.dumps(bundle.config(), indent=2, ensure_ascii=False) + "\n"
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (folder / CARD_FILE).write_text(model_card(bundle.config()), encoding="utf-8")
+    return path
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a bundle folder.
+
+    Raises:
+        BundleError: A file is missing or damaged, or configuration and weights disagree; the message says where.
+    """
+    path = Path(path).expanduser()
+    config = _read_config(path)
+    try:
+        tensors = load_file(path / WEIGHTS_FILE)
+    except FileNotFoundError:
+        raise BundleError(f"{path} has no {WEIGHTS_FILE}, so it is not a whole bundle. Copy or save it again.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleError(f"{path / WEIGHTS_FILE} is damaged: {error}. Copy or save the bundle again.") from None
+    label_graph = _label_graph(path, config, tensors)
+    state = {name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)}
+    vectors = state.get("label_group.word_vectors")
+    try:
+        architecture = {**config["architecture"]}
+        model = build_model(architecture, label_graph, vectors)
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+    except (ModelError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path / CONFIG_FILE} describes no model that can be built: {error}") from error
+    _load_state(path, model, state)
+    model.eval()
+    return Bundle(model, label_graph, architecture, preprocessing, float(config["threshold"]), config.get("training", {}))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {what}. A bundle is the folder that training writes ({WEIGHTS_FILE}, {CONFIG_FILE}).")
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path} has no {CONFIG_FILE}, so it is not a bundle. Give the folder that training writes.") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / CONFIG_FILE} cannot be read: {error}. Copy or save the bundle again.") from None
+    missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise BundleError(f"{path / CONFIG_FILE} lacks {', '.join(missing)}. Copy or save the bundle again.")
+    if config["format_version"] != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format {config['format_version']}, this msrn reads format {FORMAT_VERSION}. Update msrn."
+        )
+    labels = config["labels"]
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise BundleError(f"{path / CONFIG_FILE}: labels is not a list of names. Copy or save the bundle again.")
+    return config
+
+
+def _label_graph(path: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> LabelGraph:
+    labels = tuple(config["labels"])
+    try:
+        both, counts = tensors[f"{_GRAPH_PREFIX}co_occurrence"], tensors[f"{_GRAPH_PREFIX}label_counts"]
+    except KeyError as error:
+        raise BundleError(f"{path / WEIGHTS_FILE} lacks {error}. Copy or save the bundle again.") from None
+    if len(counts) != len(labels):
+        raise BundleError(
+            f"{path}: {CONFIG_FILE} names {len(labels)} labels, {WEIGHTS_FILE} was trained with {len(counts)}. "
+            "Take both files from the same training run."
+        )
+    try:
+        return LabelGraph(labels, both, counts, threshold=float(config["graph_threshold"]))
+    except (ValueError, TypeError) as error:
+        raise BundleError(f"{path}: the label graph is damaged: {error}") from None
+
+
+def _load_state(path: Path, model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    expected = model.state_dict()
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    problems = [
+        *(f"{len(names)} tensors {what} (first: {names[0]})" for names, what in ((missing, "are missing"), (unknown, "are not known")) if names),
+        *sorted(wrong)[:2],
+    ]
+    if problems:
+        raise BundleError(
+            f"{path}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}: {'; '.join(problems)}. "
+            "Take both files from the same training run."
+        )
+    model.load_state_dict(state)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

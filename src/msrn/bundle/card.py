@@ -1,0 +1,50 @@
+"""The model card: what a person should know before using a bundle."""
+
+from typing import Any
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """Markdown for a bundle's README.md, from its configuration."""
+    architecture, training = config["architecture"], config.get("training", {})
+    labels, size = config["labels"], config["preprocessing"]["size"]
+    head = "MSRN" if architecture.get("name") == "msrn" else f"{architecture.get('pooling')}-pooled head"
+    lines = [
+        "---",
+        "library_name: msrn",
+        "pipeline_tag: image-classification",
+        "tags: [multi-label, image-classification, msrn]",
+        "---",
+        "",
+        f"# {head} on {architecture.get('backbone')}, {len(labels)} labels",
+        "",
+        "Predicts which of these labels an image shows: " + ", ".join(labels) + ".",
+        "",
+        "```python",
+        "import msrn",
+        "",
+        'predictor = msrn.load("path/to/this/folder")',
+        'print(predictor.predict("photo.jpg"))',
+        "```",
+        "",
+        f"Input: RGB, the whole image resized to {size[0]} x {size[1]} (height x width). A label is predicted where its "
+        f"probability is at least {config['threshold']}.",
+        "",
+    ]
+    if training:
+        lines += ["## Training", ""]
+        lines += [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in training.items() if name != "recipe"]
+        lines += ["", "The whole recipe is in `config.json`.", ""]
+    lines += [
+        "## Limits",
+        "",
+        "The probabilities are not calibrated, and the threshold is not fitted unless the lines above say so. The model knows "
+        "nothing of labels outside the list.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

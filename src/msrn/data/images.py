@@ -1,0 +1,141 @@
+"""Image files: read any of them as RGB, and find them in folders."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from msrn.errors import EmptySplitError, SourceNotFoundError, UnreadableImageError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+
+
+def read_image(path: str | Path, *, min_size: tuple[int, int] | None = None) -> Image.Image:
+    """Read an image file as RGB, upright.
+
+    The EXIF orientation is applied. Transparent parts become white. Samples of 16 bits keep their upper 8, floats are
+    taken as 0 to 1. Of animations the first frame counts. The result carries no metadata.
+
+    Args:
+        path: The file.
+        min_size: Least (height, width) that is needed. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, which
+            is several times faster, but never below `min_size` (unless the image itself is smaller).
+
+    Raises:
+        UnreadableImageError: The file is missing, empty, truncated, too large to be honest, or not an image.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            if min_size is not None:
+                height, width = min_size
+                # The file's own axes, before the orientation is applied.
+                size = (height, width) if _orientation(image) in _SWAPS_SIDES else (width, height)
+                image.draft(None, (max(size[0], 1), max(size[1], 1)))
+            image.load()
+            # Only now: Pillow turns some formats (TIFF) upright itself while loading.
+            transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
+            rgb = _to_rgb(image)
+    except FileNotFoundError as error:
+        raise UnreadableImageError(f"{path}: no such file. Check the path, or leave the image out.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImageError(
+            f"{path}: {error}. Shrink the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise UnreadableImageError(_describe_damage(path, error)) from error
+    if transpose is not None:
+        rgb = rgb.transpose(transpose)
+    # An orientation that stayed would be applied a second time by whoever reads a saved copy.
+    rgb.info = {}
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF leaves the pixels intact
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips these at 255, which turns 16-bit images white.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        scaled = values * 255 if image.mode == "F" else values // 256
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _describe_damage(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return f"{path}: a folder, expected an image file. Pass the files in it."
+    if isinstance(error, PermissionError):
+        return f"{path}: no permission to read it. Change its permissions."
+    if path.is_file() and path.stat().st_size == 0:
+        return f"{path}: an empty file. Copy it again, or leave it out."
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path}: not an image that Pillow knows. Convert it to JPEG or PNG, or leave it out."
+    return f"{path}: damaged or truncated ({error or type(error).__name__}). Copy it again, or leave it out."
+
+
+def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """All image files among `paths` and below its folders.
+
+    Folders are searched to the bottom, sorted by path, for the usual suffixes; hidden files and folders (`.name`) are
+    passed over. A file that is named itself is kept whatever its suffix. A file that comes twice is listed once.
+
+    Args:
+        paths: A file or folder, or several.
+
+    Returns:
+        The files, in the order of `paths`.
+
+    Raises:
+        SourceNotFoundError: A path does not exist.
+        EmptySplitError: A folder holds no image, or no path was given.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        path = path.expanduser()
+        if path.is_dir():
+            files = _images_below(path)
+            if not files:
+                raise EmptySplitError(
+                    f"{path} holds no images: expected files such as {', '.join(sorted(IMAGE_SUFFIXES))}. "
+                    "Pass a folder with images, or the files themselves."
+                )
+            found.update(dict.fromkeys(files))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")
+    if not found:
+        raise EmptySplitError("expected at least one image or folder, got none. Name what to read.")
+    return list(found)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        is_image = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        files.extend(Path(parent, name) for name in is_image)
+    return sorted(files)

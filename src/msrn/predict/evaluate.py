@@ -1,0 +1,76 @@
+"""Measure a model on a labelled split."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from msrn.data.source import LabelledImages
+from msrn.errors import LabelMismatchError
+from msrn.metrics import MultilabelMetrics
+from msrn.predict.predictor import Predictor
+
+
+def align_labels(images: LabelledImages, label_names: Sequence[str], *, missing: int = -1) -> LabelledImages:
+    """Bring the target's columns into the model's order.
+
+    Args:
+        images: A labelled split.
+        label_names: The model's labels.
+        missing: Target of labels that the data does not have: -1 unknown, or 0 absent.
+
+    Raises:
+        LabelMismatchError: The data has a label that the model does not know, or none that it knows.
+    """
+    unknown = [name for name in images.label_names if name not in set(label_names)]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], label_names, n=1)
+        hint = f" ('{unknown[0]}' may be '{close[0]}')" if close else ""
+        raise LabelMismatchError(
+            f"the model knows {len(label_names)} labels, but not {_shown(unknown)} of this data{hint}. "
+            "Rename or remove these in the data, or train a model with them."
+        )
+    column = {name: index for index, name in enumerate(images.label_names)}
+    target = np.full((len(images), len(label_names)), missing, dtype=np.int8)
+    for index, name in enumerate(label_names):
+        if name in column:
+            target[:, index] = images.target[:, column[name]]
+    return LabelledImages(images.paths, target, tuple(label_names), images.split)
+
+
+def evaluate(
+    predictor: Predictor,
+    images: LabelledImages,
+    *,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """All metrics of a model on a labelled split whose columns are the model's (`align_labels`).
+
+    Args:
+        predictor: The model.
+        images: The split.
+        batch_size: Images a pass.
+        num_workers: Processes that read images.
+        progress: Called with the number of images after each batch.
+
+    Returns:
+        What `msrn.metrics.evaluate_predictions` returns.
+
+    Raises:
+        UnreadableImageError: An image of the split cannot be read.
+    """
+    metrics = MultilabelMetrics(predictor.label_names)
+    for probs, target in predictor.probs_of_split(images, batch_size=batch_size, num_workers=num_workers):
+        metrics.update(probs, target)
+        if progress is not None:
+            progress(len(probs))
+    report: dict[str, Any] = metrics.compute()
+    return report
+
+
+def _shown(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,159 @@
+"""From images to ranked labels: what the command line, Python and every later front end share."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from msrn.bundle import Bundle, load_bundle
+from msrn.data.images import read_image
+from msrn.data.loader import build_loader
+from msrn.data.source import LabelledImages
+from msrn.errors import UnreadableImageError
+
+ImageLike = str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class LabelProbability:
+    """One label of an image.
+
+    Attributes:
+        name: The label.
+        probability: Between 0 and 1.
+    """
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The labels of one image, best first.
+
+    Attributes:
+        path: The image file, or None for an image in memory.
+        labels: The labels asked for, best first.
+        error: Why the image could not be read, or None.
+    """
+
+    path: Path | None
+    labels: tuple[LabelProbability, ...]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `path` and `labels`, and `error` where the image could not be read."""
+        labels = [{"name": label.name, "probability": label.probability} for label in self.labels]
+        found = {"path": None if self.path is None else str(self.path), "labels": labels}
+        return found if self.error is None else {**found, "error": self.error}
+
+
+class Predictor:
+    """A trained model that takes images.
+
+    Args:
+        bundle: The model and its preprocessing.
+        device: Where to run; by default a CUDA device if there is one.
+
+    Example:
+        `predictor = msrn.load("runs/demo/bundle")`; `predictor.predict("photo.jpg")[0].labels` are its labels, best first.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str | torch.device | None = None) -> None:
+        self.bundle = bundle
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = bundle.model.to(self.device, memory_format=torch.channels_last).eval()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels, in the order of the probabilities."""
+        return self.bundle.label_names
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        batch_size: int = 16,
+    ) -> list[Prediction]:
+        """Ranked labels of one image or many.
+
+        Args:
+            images: A path, a Pillow image, or several of them.
+            threshold: Keep labels with at least this probability; the bundle's own where neither this nor `top_k` is given.
+            top_k: Keep at most this many labels.
+            batch_size: Images a pass through the network.
+
+        Returns:
+            One prediction an image, in order; an image that cannot be read has an `error` and no labels.
+        """
+        given = [images] if isinstance(images, str | Path | Image.Image) else images
+        return list(self.predict_stream(given, threshold=threshold, top_k=top_k, batch_size=batch_size))
+
+    def predict_stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        batch_size: int = 16,
+    ) -> Iterator[Prediction]:
+        """As `predict`, one batch at a time, so that any number of images needs the memory of one batch."""
+        least = self.bundle.threshold if threshold is None and top_k is None else (threshold or 0.0)
+        pending = iter(images)
+        while batch := list(islice(pending, batch_size)):
+            prepared = [self._prepare(image) for image in batch]
+            tensors = [tensor for tensor in prepared if isinstance(tensor, Tensor)]
+            probs = iter(self.probs(torch.stack(tensors))) if tensors else iter(())
+            for image, tensor in zip(batch, prepared, strict=True):
+                path = None if isinstance(image, Image.Image) else Path(image)
+                if isinstance(tensor, Tensor):
+                    yield Prediction(path, self._rank(next(probs), least, top_k))
+                else:
+                    yield Prediction(path, (), error=tensor)
+
+    @torch.inference_mode()
+    def probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L"]:
+        """Probabilities of a batch that is already preprocessed, on the CPU in float64."""
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.model(images)
+        return logits.double().sigmoid().cpu()
+
+    def probs_of_split(
+        self, images: LabelledImages, *, batch_size: int = 32, num_workers: int = 0
+    ) -> Iterator[tuple[Float[Tensor, "B L"], Tensor]]:
+        """Probabilities and targets of a labelled split, a batch at a time, in order."""
+        loader = build_loader(images, self.bundle.preprocessing, batch_size=batch_size, num_workers=num_workers)
+        for batch in loader:
+            yield self.probs(batch["images"]), batch["target"]
+
+    def _prepare(self, image: ImageLike) -> Tensor | str:
+        """The network's input, or why there is none."""
+        if isinstance(image, Image.Image):
+            return self.bundle.preprocessing(image.convert("RGB"))
+        try:
+            return self.bundle.preprocessing(read_image(image))
+        except UnreadableImageError as error:
+            return str(error)
+
+    def _rank(self, probs: Float[Tensor, "L"], least: float, top_k: int | None) -> tuple[LabelProbability, ...]:
+        order: Sequence[int] = probs.argsort(descending=True, stable=True).tolist()
+        values: Sequence[float] = probs.tolist()
+        ranked = [LabelProbability(self.label_names[i], values[i]) for i in order if values[i] >= least]
+        return tuple(ranked[:top_k])
+
+
+def load(path: str | Path, *, device: str | None = None) -> Predictor:
+    """Load a bundle folder for prediction.
+
+    Raises:
+        BundleError: The folder is not a whole bundle.
+    """
+    return Predictor(load_bundle(path), device=device)

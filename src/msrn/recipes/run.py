@@ -1,0 +1,201 @@
+"""Carry out a recipe: data, label graph, model, training, bundle, and the one look at the test split."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from msrn.bundle import Bundle, save_bundle
+from msrn.data import LabelledImages, check_disjoint, hold_out, open_source, split_hash
+from msrn.data.loader import build_loader
+from msrn.data.transforms import Preprocessing, TrainTransform
+from msrn.errors import RecipeError, TrainingError
+from msrn.files import write_json
+from msrn.labels import LabelGraph, vectors_from_co_occurrence
+from msrn.models import build_model, count_parameters, use_channels_last
+from msrn.predict import Predictor, evaluate
+from msrn.recipes.load import load_recipe, save_recipe
+from msrn.recipes.schema import Recipe
+from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, TrainerSettings, fit
+
+# Splits are drawn once for a data set, not once a run: runs with different seeds share them.
+HOLD_OUT_SEED = 0
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a run.
+
+    Attributes:
+        train: Images to learn from.
+        val: Images that choose the epoch.
+        test: Images read once, at the end, or None.
+        val_origin: Where `val` comes from, in words.
+    """
+
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages | None
+    val_origin: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left.
+
+    Attributes:
+        run_dir: Recipe, metrics, checkpoints and bundle.
+        bundle_dir: The bundle of the best epoch.
+        best_epoch: Epoch (from 0) chosen by validation mAP.
+        best_mAP: That mAP, as a fraction.
+        test: Metrics on the test split, or None.
+        training: What the bundle records of the training.
+    """
+
+    run_dir: Path
+    bundle_dir: Path
+    best_epoch: int
+    best_mAP: float
+    test: dict[str, Any] | None
+    training: dict[str, Any]
+
+
+def scenes_dir() -> Path:
+    """Where the generated data set is kept between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "msrn" / "scenes"
+
+
+def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
+    """Read the splits a recipe names; hold a part of train out where there is no validation split.
+
+    Raises:
+        DataError: The data cannot be read, a split is empty, or splits share an image.
+    """
+    data = recipe.data
+    root = Path(data.root).expanduser()
+    if data.root == "scenes":
+        from msrn.data.scenes import write_scenes
+
+        root = scenes_dir()
+        if console is not None and not root.exists():
+            console.print(f"drawing scenes into {root}", highlight=False)
+        write_scenes(root)
+    source = open_source(root)
+    parts = [source.read(split) for split in data.train]
+    train = parts[0] if len(parts) == 1 else _join(parts)
+    used = {*data.train, data.test}
+    val_split = data.val or ("val" if "val" in source.splits and "val" not in used else None)
+    if val_split is not None:
+        val, val_origin = source.read(val_split), f"split {val_split}"
+    else:
+        train, val = hold_out(train, fraction=data.val_fraction, seed=HOLD_OUT_SEED)
+        val_origin = f"{len(val)} images held out of {' + '.join(data.train)}"
+    has_test = data.test is not None and (data.test in source.splits or "test" in recipe.data.model_fields_set)
+    test = source.read(data.test) if has_test and data.test is not None else None
+    check_disjoint(*(images for images in (train, val, test) if images is not None))
+    return Splits(train, val, test, val_origin)
+
+
+def train_recipe(
+    recipe: Recipe, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+) -> RunResult:
+    """Train by a recipe into a run folder.
+
+    The folder holds `recipe.yaml` (resolved), `metrics.csv`, `checkpoints/`, `bundle/` (best epoch by validation mAP) and
+    `test.json` where the recipe names a test split.
+
+    Raises:
+        TrainingError: The folder already holds a run and `resume` is not set, or the other way round, or the loss is not finite.
+        DataError: The data cannot be read.
+        ModelError: The model cannot be built.
+    """
+    run_dir = Path(run_dir)
+    _check_run_dir(recipe, run_dir, resume=resume)
+    splits = read_splits(recipe, console)
+    torch.manual_seed(recipe.trainer.seed)
+    label_graph = LabelGraph.from_target(
+        torch.from_numpy(splits.train.target), splits.train.label_names, threshold=recipe.labels.threshold
+    )
+    vectors = vectors_from_co_occurrence(label_graph, dim=recipe.labels.vector_dim)
+    architecture = recipe.model.architecture()
+    pretrained = {"pretrained": recipe.model.pretrained, "weights": recipe.model.weights}
+    model = build_model({**architecture, **pretrained}, label_graph, vectors)
+    use_channels_last(model)
+    save_recipe(recipe, run_dir / RECIPE_FILE)
+    if console is not None:
+        console.print(
+            f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
+            f"train {len(splits.train)} images, val {len(splits.val)} ({splits.val_origin}), "
+            f"test {len(splits.test) if splits.test else 'none'}; {label_graph.num_labels} labels, {label_graph.num_edges} edges",
+            highlight=False,
+        )
+    preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
+    transform = TrainTransform(preprocessing, crop_scale=recipe.data.crop_scale, flip=recipe.data.flip)
+    loader = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
+    seed = recipe.trainer.seed
+    train_loader = build_loader(splits.train, transform, **loader, shuffle=True, seed=seed)
+    val_loader = build_loader(splits.val, preprocessing, **loader)
+    module = MSRNModule(
+        model,
+        label_graph.label_names,
+        group_loss_weight=recipe.loss.group_weight,
+        optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
+        schedule=ScheduleSettings(**recipe.schedule.model_dump()),
+        image_paths=splits.train.paths,
+    )
+    settings = TrainerSettings(**recipe.trainer.model_dump())
+    result = fit(module, settings, train_loader, val_loader, run_dir, resume=resume, console=console)
+    model.load_state_dict(result.state_dict)
+    training = {
+        "recipe_name": recipe.name,
+        "best_epoch": result.best_epoch,
+        "chosen_by": f"validation mAP on {splits.val_origin}",
+        "val_mAP": result.best_mAP,
+        "train_seconds": round(result.seconds, 1),
+        "parameters": count_parameters(model),
+        "splits": {
+            name: {"images": len(images), "sha256": split_hash(images)}
+            for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.test))
+            if images is not None
+        },
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    if recipe.model.weights is not None:
+        training["recipe"]["model"]["weights"] = Path(recipe.model.weights).name
+    training["recipe"]["data"]["root"] = Path(recipe.data.root).name
+    bundle = Bundle(model.eval(), label_graph, architecture, preprocessing, training=training)
+    bundle_dir = save_bundle(bundle, run_dir / "bundle")
+    test = None
+    if splits.test is not None:
+        test = evaluate(Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers)
+        write_json(run_dir / "test.json", {**test, "split": splits.test.split, "sha256": split_hash(splits.test)})
+    return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
+
+
+def _join(parts: list[LabelledImages]) -> LabelledImages:
+    paths = tuple(path for part in parts for path in part.paths)
+    return LabelledImages(paths, np.concatenate([part.target for part in parts]), parts[0].label_names, "train")
+
+
+def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
+    saved = run_dir / RECIPE_FILE
+    if not resume:
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise TrainingError(f"{run_dir} is not empty. Go on with it by --resume, or give another folder by --out.")
+        return
+    if not saved.is_file():
+        raise TrainingError(f"{run_dir} holds no {RECIPE_FILE}, so there is no run to resume. Start it without --resume.")
+    before = load_recipe(saved)
+    if before != recipe:
+        old, new = before.model_dump(), recipe.model_dump()
+        changed = [key for key in new if old[key] != new[key]]
+        raise RecipeError(
+            f"{run_dir} was started with another recipe (different: {', '.join(changed)}). "
+            "Resume with the same recipe and overrides, or start a new run with another --out."
+        )

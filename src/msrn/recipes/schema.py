@@ -1,0 +1,189 @@
+"""What a recipe may say. Unknown keys and impossible values are collected and reported together."""
+
+import difflib
+import typing
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from msrn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from msrn.errors import RecipeError
+
+SplitName = Literal["train", "val", "test"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+PoolingName = Literal["max", "avg", "none"]
+
+
+class Section(BaseModel):
+    """Strict and unchangeable: a key that is not listed is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataRecipe(Section):
+    """Which images are read, and how they become batches."""
+
+    root: str = Field("scenes", description="Path of the data (VOC folder, CSV); 'scenes' is generated.")
+    train: tuple[SplitName, ...] = Field(("train",), description="Splits to train on.")
+    val: SplitName | None = Field(
+        None, description="Split that chooses the epoch; by default 'val' unless used otherwise, else a part of train."
+    )
+    val_fraction: Fraction = Field(0.1, description="Part of train held out where there is no validation split.")
+    test: SplitName | None = Field("test", description="Split read once, at the end; null reads none.")
+    size: tuple[PositiveInt, PositiveInt] = Field((448, 448), description="Height and width of the network's input.")
+    crop_scale: tuple[Fraction, Annotated[float, Field(gt=0, le=1)]] = Field(
+        (0.36, 1.0), description="Least and greatest share of the area of a training crop."
+    )
+    flip: bool = Field(True, description="Mirror half of the training images.")
+    mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="Mean of red, green and blue.")
+    std: tuple[Rate, Rate, Rate] = Field(IMAGENET_STD, description="Standard deviation of red, green and blue.")
+    batch_size: PositiveInt = Field(32, description="Images a training batch.")
+    num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images.")
+
+
+class LabelsRecipe(Section):
+    """The label graph and the word vectors."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.4, description="Label j follows label i when P(j | i) >= threshold."
+    )
+    vector_dim: PositiveInt = Field(300, description="Greatest width of the vectors made from co-occurrence.")
+
+
+class ModelRecipe(Section):
+    """Backbone and head."""
+
+    head: Literal["msrn", "avg_pool", "max_pool"] = Field("msrn", description="MSRN or a pooled baseline.")
+    preset: Literal["default", "published"] = Field("default", description="What unset keys of this section mean.")
+    backbone: str = Field("resnet101", description="Name of a timm model with features at several stages.")
+    backbone_options: dict[str, Any] = Field({}, description="More arguments of timm.create_model.")
+    pretrained: bool = Field(False, description="Start from pre-trained weights, downloaded unless `weights` is given.")
+    weights: str | None = Field(None, description="Local file of pre-trained weights in timm's names.")
+    keep_last_layers: bool = Field(False, description="Keep pre-trained layers behind the last stage.")
+    freeze_batch_norm: bool = Field(False, description="Keep the backbone's stored batch-norm statistics in training.")
+    num_stages: PositiveInt = Field(3, description="Stages used, counted from the last.")
+    dim: PositiveInt = Field(512, description="Width of the embeddings.")
+    group_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Groups a label.")
+    pooling: PoolingName | tuple[PoolingName, ...] = Field("max", description="2x2 pooling of the stages.")
+    has_buffers: bool | tuple[bool, ...] = Field(False, description="1x1 convolution ahead of the pooling.")
+    normalize: bool = Field(True, description="Normalise projected features.")
+    bound: Rate | None = Field(1.0, description="Greatest size of an embedding's entry.")
+    classifier: Literal["per_label", "joint"] = Field("per_label", description="Per-label or the published joint one.")
+    classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
+    residual: Literal["avg", "max"] | None = Field("avg", description="Pooled head whose logits are added.")
+
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `msrn.models.build_model`, without pre-trained weights."""
+        from msrn.models.builders import PUBLISHED
+
+        values = self.model_dump(exclude={"head", "preset", "pretrained", "weights"})
+        shared = ("backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm")
+        if self.head != "msrn":
+            pooling = self.head.removesuffix("_pool")
+            return {"name": "pooled", "pooling": pooling, **{key: values[key] for key in shared}}
+        if self.preset == "published":
+            values |= {key: value for key, value in PUBLISHED.items() if key not in self.model_fields_set}
+        return {"name": "msrn", **values}
+
+
+class OptimizerRecipe(Section):
+    """How the weights are moved."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW.")
+    lr: Rate = Field(0.1, description="Learning rate of the head.")
+    backbone_factor: Annotated[float, Field(ge=0)] = Field(0.1, description="The backbone learns at lr times this.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Weight decay.")
+
+
+class ScheduleRecipe(Section):
+    """How the learning rate moves."""
+
+    name: Literal["cosine", "step"] = Field("cosine", description="Falls to 0, or by a factor at milestones.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of linear rise from 0.")
+    milestones: tuple[PositiveInt, ...] = Field((30,), description="Epochs at which 'step' acts.")
+    step_factor: Rate = Field(0.1, description="Factor of 'step'.")
+
+
+class LossRecipe(Section):
+    """What is minimised."""
+
+    group_weight: Annotated[float, Field(ge=0)] = Field(1e-4, description="Weight of MSRN's group loss.")
+
+
+class TrainerRecipe(Section):
+    """How long and on what."""
+
+    max_epochs: PositiveInt = Field(10, description="Epochs to train.")
+    gradient_clip: Rate | None = Field(None, description="Greatest norm of all gradients together.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning's precision.")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where to train.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of weights, order and augmentation.")
+
+
+class Recipe(Section):
+    """A whole training run."""
+
+    name: str = Field("custom", description="Name of the recipe; the run folder carries it.")
+    data: DataRecipe = DataRecipe()
+    labels: LabelsRecipe = LabelsRecipe()
+    model: ModelRecipe = ModelRecipe()
+    loss: LossRecipe = LossRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    trainer: TrainerRecipe = TrainerRecipe()
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> "Recipe":
+        used = [*self.data.train, *(split for split in (self.data.val, self.data.test) if split)]
+        shared = sorted({split for split in used if used.count(split) > 1})
+        if shared:
+            raise ValueError(f"data.train, data.val and data.test share the split '{shared[0]}'; each may be used once")
+        return self
+
+
+def validate_recipe(values: dict[str, Any], *, origin: str = "the recipe") -> Recipe:
+    """Turn plain values into a recipe.
+
+    Raises:
+        RecipeError: Names every problem at once: unknown keys with the nearest known one, and values out of range.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        count = "" if len(problems) == 1 else f"{len(problems)} problems: "
+        raise RecipeError(f"{origin}: {count}{'; '.join(problems)}") from None
+
+
+def _explain(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(part for part in path if not part.startswith(("function-", "tuple[", "literal[")))
+    if problem["type"] == "extra_forbidden":
+        known = known_keys()
+        siblings = [name for name in known if name.startswith(key.rpartition(".")[0])]
+        close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(siblings)}"
+        return f"unknown key '{key}', {hint}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{key or 'the recipe'}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+    """Every key a recipe may hold, as dotted paths.
+
+    Example:
+        >>> known_keys()[:2]
+        ['name', 'data']
+    """
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        kinds = [field.annotation, *typing.get_args(field.annotation)]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                keys += known_keys(kind, f"{prefix}{name}.")
+    return keys

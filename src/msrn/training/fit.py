@@ -1,0 +1,112 @@
+"""Run the trainer: best epoch by validation mAP, checkpoints, and resuming from the last one."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from msrn.errors import TrainingError
+from msrn.training.callbacks import EpochTable, progress_callbacks
+from msrn.training.module import MSRNModule
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How long and on what a model is trained.
+
+    Attributes:
+        max_epochs: Epochs to train.
+        gradient_clip: Greatest L2 norm of all gradients together, applied after the backward pass; None clips nothing.
+        precision: Lightning's name of a precision, as in "32-true" or "bf16-mixed".
+        accelerator: "auto", "cpu" or "gpu".
+        seed: Seed of weights, order and augmentation.
+    """
+
+    max_epochs: int = 10
+    gradient_clip: float | None = None
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training found.
+
+    Attributes:
+        best_epoch: Epoch (from 0) of the greatest validation mAP.
+        best_mAP: That mAP, as a fraction.
+        state_dict: The model's weights at that epoch.
+        rows: One row of metrics an epoch.
+        seconds: Time of all epochs.
+    """
+
+    best_epoch: int
+    best_mAP: float
+    state_dict: dict[str, Tensor]
+    rows: list[dict[str, float]]
+    seconds: float
+
+
+def fit(
+    module: MSRNModule,
+    trainer_settings: TrainerSettings,
+    train_loader: DataLoader[Any],
+    val_loader: DataLoader[Any],
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> FitResult:
+    """Train and return the weights of the best epoch by validation mAP.
+
+    `run_dir/checkpoints` keeps `best.ckpt` and `last.ckpt`, `run_dir/metrics.csv` a row an epoch. With `resume`, weights,
+    optimizer, schedule, epoch, best score and table go on from `last.ckpt`; order and augmentation depend on seed and epoch alone.
+
+    Raises:
+        TrainingError: The loss is not finite, or there is nothing to resume from.
+    """
+    checkpoint_dir = run_dir / "checkpoints"
+    last = checkpoint_dir / "last.ckpt"
+    if resume and not last.is_file():
+        raise TrainingError(f"{run_dir} holds no checkpoints/last.ckpt to resume from. Start it without --resume.")
+    table = EpochTable(run_dir / "metrics.csv", console)
+    best = ModelCheckpoint(
+        checkpoint_dir, "best", monitor="val/mAP", mode="max", save_last=True, enable_version_counter=False
+    )
+    progress = progress_callbacks(console)
+    with warnings.catch_warnings():
+        # Lightning's advice on workers, tensor cores and logging is for those who write the loop.
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer = pl.Trainer(
+            max_epochs=trainer_settings.max_epochs,
+            gradient_clip_val=trainer_settings.gradient_clip,
+            precision=trainer_settings.precision,
+            accelerator=trainer_settings.accelerator,
+            devices=1,
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bool(progress),
+            callbacks=[table, *progress, best],
+            default_root_dir=run_dir,
+        )
+        sampler = train_loader.sampler
+        if hasattr(sampler, "current_epoch"):
+            sampler.current_epoch = lambda: trainer.current_epoch
+        trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
+    if not best.best_model_path:
+        raise TrainingError("no epoch had a finite validation mAP. Give a validation split whose labels have positives.")
+    checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    prefix = "model."
+    state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    seconds = sum(row["seconds"] for row in table.rows)
+    best_score = float(best.best_model_score) if best.best_model_score is not None else float("nan")
+    return FitResult(int(checkpoint["epoch"]), best_score, state, table.rows, seconds)

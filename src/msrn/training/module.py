@@ -1,0 +1,117 @@
+"""What is trained: a model, its loss, its optimizer and its validation metric."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from msrn.data.loader import Batch
+from msrn.errors import NonFiniteLossError
+from msrn.metrics import MultilabelMetrics
+from msrn.models import MSRN
+from msrn.training.losses import multilabel_soft_margin_loss
+from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
+
+VALIDATION_METRICS = ("mAP", "CF1", "OF1")
+
+
+class MSRNModule(pl.LightningModule):
+    """Trains any of our models; logs `train/loss`, `val/loss`, `val/mAP`, `val/CF1` and `val/OF1` every epoch.
+
+    Args:
+        model: From images (B, 3, H, W) to logits (B, L).
+        label_names: The labels, in the order of the logits.
+        loss: From logits and target to a scalar; unknown labels must not enter.
+        group_loss_weight: Weight of the group loss of an MSRN.
+        optimizer: Optimizer settings.
+        schedule: Learning-rate schedule settings.
+        image_paths: Paths by the batch's `index`, to name the images of a batch whose loss is not finite.
+
+    Raises:
+        NonFiniteLossError: The training loss became NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        label_names: Sequence[str],
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = multilabel_soft_margin_loss,
+        group_loss_weight: float = 1e-4,
+        optimizer: OptimizerSettings | None = None,
+        schedule: ScheduleSettings | None = None,
+        image_paths: Sequence[Any] = (),
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.group_loss_weight = group_loss_weight
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.schedule_settings = schedule or ScheduleSettings()
+        self.image_paths = image_paths
+        self.val_metrics = MultilabelMetrics(label_names)
+        self._epoch_start_s = 0.0
+        self._num_images = 0
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Loss of one batch; the label embeddings are computed once."""
+        images = batch["images"].contiguous(memory_format=torch.channels_last)
+        if isinstance(self.model, MSRN):
+            label_groups = self.model.embed()
+            logits = self.model(images, label_groups)
+            penalty = self.model.group_loss(label_groups, weight=self.group_loss_weight)
+        else:
+            logits, penalty = self.model(images), images.new_zeros(())
+        loss = self.loss(logits, batch["target"]) + penalty
+        if not torch.isfinite(loss):
+            self._stop(loss, batch, batch_index)
+        self._num_images += len(images)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock of the images-per-second figure."""
+        self._epoch_start_s, self._num_images = time.perf_counter(), 0
+
+    @property
+    def images_per_s(self) -> float:
+        """Training images a second in this epoch so far."""
+        return self._num_images / max(1e-9, time.perf_counter() - self._epoch_start_s)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Collect the probabilities of one batch."""
+        images = batch["images"].contiguous(memory_format=torch.channels_last)
+        logits = self.model(images)
+        loss = self.loss(logits, batch["target"])
+        self.log("val/loss", loss, on_epoch=True, batch_size=len(images))
+        self.val_metrics.update(logits.double().sigmoid(), batch["target"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics; NaN where no label has a positive."""
+        report = self.val_metrics.compute()
+        for name in VALIDATION_METRICS:
+            value = report[name]
+            self.log(f"val/{name}", float("nan") if value is None else value, prog_bar=name == "mAP")
+        self.val_metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule moved every step."""
+        optimizer = build_optimizer(self.model, self.optimizer_settings)
+        max_epochs = self.trainer.max_epochs or 1
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        factor = build_schedule(
+            self.schedule_settings, steps_per_epoch=max(1, num_steps // max_epochs), max_epochs=max_epochs
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _stop(self, loss: Tensor, batch: Batch, batch_index: int) -> None:
+        shown = [str(self.image_paths[i]) for i in batch["index"].tolist()[:3]] if len(self.image_paths) else []
+        images = f" (images {', '.join(shown)}, ...)" if shown else ""
+        raise NonFiniteLossError(
+            f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_index}{images}. "
+            "The last checkpoint before it is kept. Lower optimizer.lr, set trainer.gradient_clip, or look at these images."
+        )

@@ -1,0 +1,174 @@
+import contextlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msrn.data.images import list_images, read_image
+from msrn.errors import EmptySplitError, SourceNotFoundError, UnreadableImageError
+
+
+def corners(image: Image.Image) -> list[int]:
+    """Brightness of the four corners, clockwise from the top left."""
+    grey = np.asarray(image.convert("L")).astype(int)
+    return [int(value) // 64 for value in (grey[0, 0], grey[0, -1], grey[-1, -1], grey[-1, 0])]
+
+
+def quadrants(height: int = 32, width: int = 64) -> Image.Image:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, width // 2 :] = 85
+    pixels[height // 2 :, width // 2 :] = 170
+    pixels[height // 2 :, : width // 2] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = quadrants()
+    # What a camera stores: the inverse of the turn that the tag asks for.
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # tag -> Image.Transpose that undoes it
+    stored = upright.transpose(Image.Transpose(turn[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    stored.save(path, exif=exif)
+    for min_size in (None, (16, 32)):
+        image = read_image(path, min_size=min_size)
+        assert corners(image) == [0, 1, 2, 3]
+        assert image.width == 2 * image.height
+        assert not image.info
+        assert not image.getexif()
+
+
+def test_min_size_decodes_a_smaller_jpeg_but_never_too_small(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    quadrants(480, 640).save(path)
+    sizes = [read_image(path, min_size=min_size).size for min_size in ((60, 80), (61, 80), (200, 200), (500, 500))]
+    assert sizes == [(80, 60), (160, 120), (320, 240), (640, 480)]
+    quadrants(480, 640).save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.png", min_size=(60, 80)).size == (640, 480)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"])
+def test_modes_keep_their_colours(tmp_path: Path, mode: str) -> None:
+    suffix = {"CMYK": "tiff", "YCbCr": "jpg", "HSV": "png"}.get(mode, "png")
+    image = Image.new("RGB", (8, 8), "white").convert(mode if mode != "HSV" else "RGB")
+    image.save(tmp_path / f"photo.{suffix}")
+    read = read_image(tmp_path / f"photo.{suffix}")
+    assert read.mode == "RGB"
+    assert np.asarray(read).min() >= 254
+
+
+def test_greyscale_jpeg_and_cmyk_jpeg(tmp_path: Path) -> None:
+    for mode in ("L", "CMYK"):
+        quadrants().convert(mode).save(tmp_path / "photo.jpg", quality=95)
+        read = read_image(tmp_path / "photo.jpg", min_size=(16, 16))
+        assert (read.mode, corners(read)) == ("RGB", [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
+    if mode == "P":
+        image = Image.new("P", (4, 4), 0)
+        image.putpalette([0, 0, 0, 255, 0, 0])
+        image.putpixel((0, 0), 1)
+        image.save(tmp_path / "photo.png", transparency=0)
+        expected = (255, 0, 0)
+    else:
+        image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+        image.putpixel((0, 0), (0, 0, 0, 255))
+        image.convert(mode).save(tmp_path / "photo.png")
+        expected = (0, 0, 0)
+    read = read_image(tmp_path / "photo.png")
+    assert (read.getpixel((0, 0)), read.getpixel((3, 3))) == (expected, (255, 255, 255))
+
+
+def test_16_bits_keep_the_upper_8(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+    for suffix in ("png", "tiff"):
+        Image.fromarray(values).save(tmp_path / f"photo.{suffix}")
+        assert np.asarray(read_image(tmp_path / f"photo.{suffix}"))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_floats_are_0_to_1(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1.0, 0.0, 0.5, 1.0, 7.0, np.nan]], dtype=np.float32)).save(tmp_path / "photo.tiff")
+    assert np.asarray(read_image(tmp_path / "photo.tiff"))[0, :, 1].tolist() == [0, 0, 127, 255, 255, 0]
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "photo.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "photo.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def encoded(image_format: str) -> bytes:
+    stream = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, image_format)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_files_are_unreadable(tmp_path: Path, image_format: str, share: float) -> None:
+    data = encoded(image_format)
+    path = tmp_path / "photo"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UnreadableImageError, match=r"photo: .*\. (Copy|Convert)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_files_are_unreadable_or_read(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for image_format in ("JPEG", "PNG", "TIFF"):
+        data = bytearray(encoded(image_format))
+        for position in rng.integers(0, min(len(data), 600), 5):
+            data[position] = int(rng.integers(0, 256))
+        path = tmp_path / "photo"
+        path.write_bytes(data)
+        with contextlib.suppress(UnreadableImageError):  # no other error may come
+            assert read_image(path).mode == "RGB"
+
+
+def test_missing_empty_folder_and_text(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImageError, match=r"a.jpg: no such file\. Check the path"):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableImageError, match=r"a folder, expected an image file"):
+        read_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(UnreadableImageError, match=r"empty.jpg: an empty file\. Copy it again"):
+        read_image(str(tmp_path / "empty.jpg"))
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(UnreadableImageError, match=r"text.jpg: not an image that Pillow knows\. Convert"):
+        read_image(tmp_path / "text.jpg")
+
+
+@pytest.mark.parametrize("limit", [100, 60])  # Pillow refuses above twice its limit and warns above it
+def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    Image.new("L", (16, 8)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UnreadableImageError, match=r"bomb.png: .*decompression bomb.*MAX_IMAGE_PIXELS"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_images_in_folders_are_sorted_and_hidden_ones_passed_over(tmp_path: Path) -> None:
+    wanted = ["a.jpg", "b/c/d.PNG", "b/ü 1.webp", "z.tif"]
+    for name in [*wanted, "notes.txt", ".hidden.jpg", ".thumbnails/a.jpg", "__MACOSX/._a.jpg", "b/labels.csv"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / name for name in wanted]
+    assert list_images([tmp_path / "z.tif", str(tmp_path)]) == [tmp_path / name for name in ["z.tif", *wanted[:3]]]
+    assert list_images(str(tmp_path / "notes.txt")) == [tmp_path / "notes.txt"]
+
+
+def test_nothing_to_list(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match="nowhere does not exist"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(EmptySplitError, match=r"holds no images: expected files such as \.bmp"):
+        list_images(tmp_path)
+    with pytest.raises(EmptySplitError, match="expected at least one image or folder, got none"):
+        list_images([])

@@ -1,0 +1,121 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msrn.data.source import LabelledImages
+from msrn.data.split import check_disjoint, hold_out, split_hash
+from msrn.errors import DataError, EmptySplitError
+
+
+def make_images(target: np.ndarray, *, folder: str = "photos", split: str = "train") -> LabelledImages:
+    target = np.asarray(target, dtype=np.int8)
+    paths = tuple(Path(folder, f"{i}.jpg") for i in range(len(target)))
+    return LabelledImages(paths, target, tuple(f"label {i}" for i in range(target.shape[1])), split)
+
+
+def random_images(seed: int, num_images: int, num_labels: int, present: float = 0.3) -> LabelledImages:
+    rng = np.random.default_rng(seed)
+    target = (rng.random((num_images, num_labels)) < present).astype(np.int8)
+    target[rng.random((num_images, num_labels)) < 0.2] = -1
+    return make_images(target)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_images=st.integers(2, 60),
+    num_labels=st.integers(1, 6),
+    fraction=st.floats(0.001, 0.999),
+    present=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_parts_share_the_images_out(
+    seed: int, num_images: int, num_labels: int, fraction: float, present: float
+) -> None:
+    images = random_images(seed, num_images, num_labels, present)
+    train, val = hold_out(images, fraction=fraction, seed=seed)
+    check_disjoint(train, val)
+    assert sorted(train.paths + val.paths) == sorted(images.paths)
+    assert len(val) == min(max(round(fraction * num_images), 1), num_images - 1)
+    assert (train.split, val.split) == ("train", "val")
+    for part in (train, val):
+        rows = [images.paths.index(path) for path in part.paths]
+        assert rows == sorted(rows)
+        np.testing.assert_array_equal(part.target, images.target[rows])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), num_labels=st.integers(1, 8), fraction=st.sampled_from([0.1, 0.25, 0.5]))
+def test_every_label_keeps_its_share(seed: int, num_labels: int, fraction: float) -> None:
+    images = random_images(seed, 400, num_labels, 0.1)
+    _, val = hold_out(images, fraction=fraction, seed=seed)
+    expected = fraction * (images.target == 1).sum(0)
+    assert np.abs((val.target == 1).sum(0) - expected).max() <= 2
+
+
+def test_rare_labels_reach_both_parts() -> None:
+    target = np.zeros((1000, 3), dtype=np.int8)
+    target[:2, 0] = target[500:504, 1] = target[::2, 2] = 1
+    train, val = hold_out(make_images(target), fraction=0.5, seed=3)
+    assert (train.target == 1).sum(0).tolist() == (val.target == 1).sum(0).tolist() == [1, 2, 250]
+
+
+def test_same_seed_same_parts_and_other_seed_others() -> None:
+    images = random_images(0, 50, 3)
+    first, again, other = (hold_out(images, fraction=0.3, seed=seed)[1] for seed in (1, 1, 2))
+    assert first.paths == again.paths
+    assert first.paths != other.paths
+
+
+def test_unknown_is_not_positive() -> None:
+    known = random_images(0, 40, 3)
+    absent = make_images(np.where(known.target == -1, 0, known.target))
+    assert hold_out(known, fraction=0.3, seed=0)[1].paths == hold_out(absent, fraction=0.3, seed=0)[1].paths
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 20, float("nan")])
+def test_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1, got"):
+        hold_out(random_images(0, 5, 2), fraction=fraction, seed=0)
+
+
+def test_one_image_cannot_be_split() -> None:
+    with pytest.raises(EmptySplitError, match="'train' holds 1 image, expected at least 2"):
+        hold_out(random_images(0, 1, 2), fraction=0.5, seed=0)
+
+
+def test_hash_is_pinned_and_independent_of_the_place() -> None:
+    images = make_images([[1, 0], [-1, 1]])
+    text = b'[["label 0", "label 1"], ["0.jpg", "1.jpg"]]'
+    expected = hashlib.sha256(text + np.array([1, 0, -1, 1], dtype=np.int8).tobytes()).hexdigest()
+    assert split_hash(images) == split_hash(make_images(images.target, folder="/elsewhere")) == expected
+    assert split_hash(images, root=Path("photos")) == expected
+    assert split_hash(images, root=Path()) != expected
+
+
+@given(row=st.integers(0, 9), column=st.integers(0, 2))
+def test_hash_sees_every_target(row: int, column: int) -> None:
+    images = random_images(0, 10, 3)
+    changed = images.target.copy()
+    changed[row, column] = 1 if changed[row, column] != 1 else -1
+    assert split_hash(make_images(changed)) != split_hash(images)
+
+
+def test_hash_sees_order_and_names() -> None:
+    images = make_images([[1, 0], [1, 0]])
+    assert split_hash(images) != split_hash(images.take([1, 0]))
+    renamed = LabelledImages(images.paths, images.target, ("cat", "dog"), "train")
+    assert split_hash(images) != split_hash(renamed)
+
+
+def test_shared_files_are_named_however_they_are_written() -> None:
+    train = make_images(np.ones((8, 1)))
+    test = LabelledImages((Path("photos/x/../3.jpg"), Path("new.jpg")), np.ones((2, 1), np.int8), ("label 0",), "test")
+    with pytest.raises(DataError, match=r"1 are in two: photos/x/../3.jpg \(train and test\)\. Keep each"):
+        check_disjoint(train, test)
+    with pytest.raises(DataError, match=r"8 are in two: .*, \.\.\.\. Keep"):
+        check_disjoint(train, train)
+    check_disjoint(train, make_images(np.ones((8, 1)), folder="other"))
