@@ -34,7 +34,7 @@ def write_text(path: str | Path, text: str) -> None:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise MSRNError(f"{path} cannot be written: {error.strerror or error}. Give a path in a folder you own.") from error
+        raise _not_written(path, error) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -60,7 +60,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
-        raise MSRNError(f"{path} cannot be written: {error.strerror or error}. Give a folder you own.") from error
+        raise _not_written(path, error) from error
     try:
         yield temporary
         if path.exists():
@@ -71,7 +71,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except OSError as error:
-        raise MSRNError(f"{path} cannot be written: {error.strerror or error}. Free some space or give another folder.") from error
+        raise _not_written(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,3 +80,58 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+class JSONLinesWriter:
+    """Writes one JSON object a line: to standard output for `-`, to a file that appears whole at the end, or nowhere for None.
+
+    Example:
+        `with JSONLinesWriter("tags.jsonl") as writer: writer.write({"path": "photo.jpg"})`
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None or str(path) == "-" else Path(path)
+        self.is_stdout = str(path) == "-"
+        self._temporary: Path | None = None
+        self._file: Any = None
+
+    def __enter__(self) -> "JSONLinesWriter":
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            except OSError as error:
+                raise _not_written(self.path, error) from error
+            self._temporary = Path(name)
+            self._temporary.chmod(0o666 & ~_umask())
+            self._file = os.fdopen(handle, "w", encoding="utf-8", newline="")
+        return self
+
+    def write(self, value: Any) -> None:
+        """Write one object."""
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+        if self.is_stdout:
+            sys.stdout.write(line)
+        elif self._file is not None:
+            try:
+                self._file.write(line)
+            except OSError as error:
+                raise _not_written(self.path, error) from error
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.is_stdout:
+            sys.stdout.flush()
+        if self._file is None or self._temporary is None or self.path is None:
+            return
+        try:
+            self._file.close()
+            if kind is None:
+                os.replace(self._temporary, self.path)
+        except OSError as failure:
+            raise _not_written(self.path, failure) from failure
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path | None, error: OSError) -> MSRNError:
+    return MSRNError(f"{path} cannot be written: {error.strerror or error}. Free some space or give a path in a folder you own.")

@@ -50,6 +50,8 @@ class Source(ABC):
     root: Path
     label_names: tuple[str, ...]
     splits: tuple[str, ...]
+    names_every_label: bool = False
+    """Whether a label that the source never names is absent from its images, rather than unknown."""
 
     def read(self, split: str) -> LabelledImages:
         """Read one split.

@@ -151,6 +151,7 @@ class TableSource(Source):
         del self._line_of_path
         self.splits = tuple(split for split in SPLITS if split in self._rows)
         self._has_label_column = _all_have_label_column(layouts)
+        self.names_every_label = self._has_label_column
         if self._has_label_column:
             self._labels_of_cell = self._parse_label_cells(label_separator)
             self.label_names = self._names_in_label_column(label_names)

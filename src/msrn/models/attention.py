@@ -23,7 +23,8 @@ class StageProjection(nn.Module):
         pooling: 2x2 pooling between the convolutions; "none" keeps every position. A map of a single row or column is
             not pooled.
         has_buffer: A 1x1 convolution that keeps the channels, ahead of the pooling.
-        normalize: Normalise each image's projected map to mean 0 and variance 1, so that attention scores stay bounded.
+        normalize: Normalise every projected channel to mean 0 and variance 1 over images and positions (batch norm), so that
+            attention scores stay bounded.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class StageProjection(nn.Module):
         self.buffer = nn.Conv2d(in_channels, in_channels, 1) if has_buffer else nn.Identity()
         self.pooling = pooling
         self.projection = nn.Conv2d(in_channels, dim, 1)
-        self.norm = nn.GroupNorm(1, dim) if normalize else nn.Identity()
+        self.norm = nn.BatchNorm2d(dim) if normalize else nn.Identity()
 
     def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         """Projected features of the stage."""

@@ -25,6 +25,7 @@ PUBLISHED: dict[str, Any] = {
     "has_buffers": (True, True, False),
     "normalize": False,
     "bound": None,
+    "gain": 1.0,
     "residual": None,
 }
 
@@ -46,6 +47,7 @@ def build_msrn(
     has_buffers: bool | Sequence[bool] = False,
     normalize: bool = True,
     bound: float | None = 1.0,
+    gain: float = 0.3,
     classifier: Literal["per_label", "joint"] = "per_label",
     classifier_dim: int = 2048,
     residual: Literal["avg", "max"] | None = "avg",
@@ -68,6 +70,7 @@ def build_msrn(
         has_buffers: 1x1 convolution ahead of the pooling, one for all or one a stage.
         normalize: Normalise projected features.
         bound: Greatest size of an embedding's entry, or None.
+        gain: Factor on the embeddings ahead of the bound.
         classifier: "per_label" or the published "joint".
         classifier_dim: Hidden width of the joint classifier.
         residual: Add a pooled head on the last stage ("avg", "max"), or None.
@@ -93,7 +96,7 @@ def build_msrn(
     )
     try:
         label_group = LabelGroupEmbedding(
-            word_vectors, label_graph.adjacency, num_groups=num_groups, dim=dim, bound=bound
+            word_vectors, label_graph.adjacency, num_groups=num_groups, dim=dim, bound=bound, gain=gain
         )
         attention = SemanticGuidedAttention(
             features.channels, dim, pooling=pooling, has_buffers=has_buffers, normalize=normalize
@@ -105,7 +108,7 @@ def build_msrn(
     if classifier == "joint":
         head = JointClassifier(num_labels, num_groups, width, hidden_dim=classifier_dim)
     else:
-        head = PerLabelClassifier(num_labels, width, zero_init=residual is not None)
+        head = PerLabelClassifier(num_labels, width, scale=8.0 / width**0.5, zero_init=residual is not None)
     pooled = None if residual is None else PooledHead(features.channels[-1], num_labels, pooling=residual)
     return MSRN(features, label_group, attention, head, pooled)
 

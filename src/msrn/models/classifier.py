@@ -40,16 +40,19 @@ class JointClassifier(nn.Module):
 class PerLabelClassifier(nn.Module):
     """Each label sees its own features and its groups' through the assignment; linear in the number of labels.
 
-    logits[l] = label_weight[l] · O[l] + group_weight[l] · sum over groups of assignment[l, g] Q[g] + bias[l].
+    logits[l] = scale · (label_weight[l] · O[l] + group_weight[l] · sum over groups of assignment[l, g] Q[g]) + bias[l].
 
     Args:
         num_labels: Labels L.
         dim: Width of a label's features over all stages, S·D.
+        scale: Factor on the features. Their squared length times the learning rate decides how far a step moves the logits;
+            without a factor it grows with the width.
         zero_init: Start with all weights zero, so that a residual pooled head alone decides at first.
     """
 
-    def __init__(self, num_labels: int, dim: int, *, zero_init: bool = False) -> None:
+    def __init__(self, num_labels: int, dim: int, *, scale: float = 1.0, zero_init: bool = False) -> None:
         super().__init__()
+        self.scale = scale
         self.label_weight = nn.Parameter(torch.empty(num_labels, dim))
         self.group_weight = nn.Parameter(torch.empty(num_labels, dim))
         self.bias = nn.Parameter(torch.zeros(num_labels))
@@ -67,4 +70,4 @@ class PerLabelClassifier(nn.Module):
         own = torch.einsum("bld,ld->bl", label_features, self.label_weight)
         by_group = torch.einsum("bgd,ld->bgl", group_features, self.group_weight)  # (B, G, L)
         shared = torch.einsum("bgl,lg->bl", by_group, assignment)
-        return own + shared + self.bias
+        return self.scale * (own + shared) + self.bias

@@ -89,6 +89,8 @@ class LabelGroupEmbedding(nn.Module):
         hidden_dim: Width between the two graph attention layers.
         bound: Keep every entry of the embeddings within (-bound, bound) by a scaled tanh, so that attention scores stay
             bounded too; None leaves them as they are, as published.
+        gain: Factor on the embeddings ahead of the bound. A small one lets attention start near average pooling, which an
+            embedding of zero is.
 
     Raises:
         ValueError: Word vectors and adjacency disagree on the number of labels, or `num_groups` is below 1.
@@ -109,6 +111,7 @@ class LabelGroupEmbedding(nn.Module):
         input_dim: int = 256,
         hidden_dim: int = 300,
         bound: float | None = None,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         if len(word_vectors) != len(adjacency):
@@ -124,6 +127,7 @@ class LabelGroupEmbedding(nn.Module):
         self.layers = nn.ModuleList([GraphAttention(input_dim, hidden_dim), GraphAttention(hidden_dim, dim)])
         self.pool = DiffPool(dim, num_groups)
         self.bound = bound
+        self.gain = gain
 
     def forward(self) -> LabelGroups:
         """Label embeddings, group embeddings and the assignment between them."""
@@ -135,9 +139,8 @@ class LabelGroupEmbedding(nn.Module):
         return LabelGroups(self._bounded(labels), self._bounded(groups), assignment)
 
     def _bounded(self, embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        if self.bound is None:
-            return embeddings
-        return self.bound * torch.tanh(embeddings / self.bound)
+        scaled = self.gain * embeddings
+        return scaled if self.bound is None else self.bound * torch.tanh(scaled / self.bound)
 
 
 def group_loss(label_groups: LabelGroups, *, weight: float = GROUP_LOSS_WEIGHT) -> Float[Tensor, ""]:

@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from msrn.data.source import LabelledImages
+from msrn.data import LabelledImages, open_source
 from msrn.errors import LabelMismatchError
 from msrn.metrics import MultilabelMetrics
 from msrn.predict.predictor import Predictor
@@ -37,6 +38,20 @@ def align_labels(images: LabelledImages, label_names: Sequence[str], *, missing:
         if name in column:
             target[:, index] = images.target[:, column[name]]
     return LabelledImages(images.paths, target, tuple(label_names), images.split)
+
+
+def read_labelled(path: str | Path, split: str, label_names: Sequence[str], **table_options: Any) -> LabelledImages:
+    """Read one split of a source with the target's columns in the model's order.
+
+    A label that a table's label column or a VOC folder never names is absent; one that has no column of its own is unknown.
+
+    Raises:
+        DataError: The source or the split cannot be read.
+        LabelMismatchError: The data has a label that the model does not know.
+    """
+    source = open_source(path, **table_options)
+    missing = 0 if source.names_every_label else -1
+    return align_labels(source.read(split), label_names, missing=missing)
 
 
 def evaluate(

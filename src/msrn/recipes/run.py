@@ -89,9 +89,9 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
     source = open_source(root)
     parts = [source.read(split) for split in data.train]
     train = parts[0] if len(parts) == 1 else _join(parts)
-    used = {*data.train, data.test}
-    val_split = data.val or ("val" if "val" in source.splits and "val" not in used else None)
-    if val_split is not None:
+    has_own_val = "val" in source.splits and "val" not in (*data.train, data.test)
+    val_split = ("val" if has_own_val else "held_out") if data.val == "auto" else data.val
+    if val_split != "held_out":
         val, val_origin = source.read(val_split), f"split {val_split}"
     else:
         train, val = hold_out(train, fraction=data.val_fraction, seed=HOLD_OUT_SEED)
@@ -100,6 +100,12 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
     test = source.read(data.test) if has_test and data.test is not None else None
     check_disjoint(*(images for images in (train, val, test) if images is not None))
     return Splits(train, val, test, val_origin)
+
+
+def can_resume(recipe: Recipe, run_dir: Path) -> bool:
+    """Whether the folder holds a started run of exactly this recipe."""
+    saved = run_dir / RECIPE_FILE
+    return saved.is_file() and (run_dir / "checkpoints" / "last.ckpt").is_file() and load_recipe(saved) == recipe
 
 
 def train_recipe(

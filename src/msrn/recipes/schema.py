@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from msrn.data.source import SPLITS
 from msrn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from msrn.errors import RecipeError
 
@@ -27,10 +28,10 @@ class DataRecipe(Section):
 
     root: str = Field("scenes", description="Path of the data (VOC folder, CSV); 'scenes' is generated.")
     train: tuple[SplitName, ...] = Field(("train",), description="Splits to train on.")
-    val: SplitName | None = Field(
-        None, description="Split that chooses the epoch; by default 'val' unless used otherwise, else a part of train."
+    val: SplitName | Literal["auto", "held_out"] = Field(
+        "auto", description="Split that chooses the epoch; 'auto' is val unless used otherwise, else a held-out part of train."
     )
-    val_fraction: Fraction = Field(0.1, description="Part of train held out where there is no validation split.")
+    val_fraction: Fraction = Field(0.1, description="Part of train that is held out.")
     test: SplitName | None = Field("test", description="Split read once, at the end; null reads none.")
     size: tuple[PositiveInt, PositiveInt] = Field((448, 448), description="Height and width of the network's input.")
     crop_scale: tuple[Fraction, Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -70,6 +71,7 @@ class ModelRecipe(Section):
     has_buffers: bool | tuple[bool, ...] = Field(False, description="1x1 convolution ahead of the pooling.")
     normalize: bool = Field(True, description="Normalise projected features.")
     bound: Rate | None = Field(1.0, description="Greatest size of an embedding's entry.")
+    gain: Rate = Field(0.3, description="Factor on the embeddings ahead of the bound.")
     classifier: Literal["per_label", "joint"] = Field("per_label", description="Per-label or the published joint one.")
     classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
     residual: Literal["avg", "max"] | None = Field("avg", description="Pooled head whose logits are added.")
@@ -137,7 +139,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Recipe":
-        used = [*self.data.train, *(split for split in (self.data.val, self.data.test) if split)]
+        used = [*self.data.train, *(split for split in (self.data.val, self.data.test) if split in SPLITS)]
         shared = sorted({split for split in used if used.count(split) > 1})
         if shared:
             raise ValueError(f"data.train, data.val and data.test share the split '{shared[0]}'; each may be used once")

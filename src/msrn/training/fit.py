@@ -1,6 +1,9 @@
 """Run the trainer: best epoch by validation mAP, checkpoints, and resuming from the last one."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,9 +85,7 @@ def fit(
         checkpoint_dir, "best", monitor="val/mAP", mode="max", save_last=True, enable_version_counter=False
     )
     progress = progress_callbacks(console)
-    with warnings.catch_warnings():
-        # Lightning's advice on workers, tensor cores and logging is for those who write the loop.
-        warnings.filterwarnings("ignore", module="lightning")
+    with _quiet_lightning():
         trainer = pl.Trainer(
             max_epochs=trainer_settings.max_epochs,
             gradient_clip_val=trainer_settings.gradient_clip,
@@ -110,3 +111,19 @@ def fit(
     seconds = sum(row["seconds"] for row in table.rows)
     best_score = float(best.best_model_score) if best.best_model_score is not None else float("nan")
     return FitResult(int(checkpoint["epoch"]), best_score, state, table.rows, seconds)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's advice on workers, loggers and devices is for those who write the loop."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

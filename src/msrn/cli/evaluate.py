@@ -1,0 +1,47 @@
+"""`msrn evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """Examples:
+
+  msrn evaluate runs/scenes/bundle --data msrn-demo/data --split test
+
+  msrn evaluate runs/voc2007-mobilenet/bundle --data /data/VOCdevkit --split val --json voc.json
+
+  msrn evaluate BUNDLE --data photos.csv --split test --json - | jq .mAP"""
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    data: Annotated[Path, typer.Option(help="Labelled images: a VOC folder or a CSV; the layout is recognised.")],
+    split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics as fractions; '-' prints them.")
+    ] = None,
+) -> None:
+    """Measure a model on a labelled split: mAP, precision, recall and F1 at 0.5 and on the top 3, ranking metrics."""
+    from rich.progress import Progress
+
+    from msrn.cli.output import make_console, print_evaluation
+    from msrn.data import split_hash
+    from msrn.files import write_json
+    from msrn.predict import evaluate as evaluate_model
+    from msrn.predict import load, read_labelled
+
+    predictor = load(bundle)
+    images = read_labelled(data, split, predictor.label_names)
+    console = make_console(json_file)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(images))
+        report = evaluate_model(
+            predictor, images, batch_size=batch_size, num_workers=num_workers, progress=lambda n: progress.advance(task, n)
+        )
+    print_evaluation(console, report, title=f"{bundle} on split '{split}' of {data}", by_label=True)
+    if json_file is not None:
+        protocol = {"bundle": str(bundle), "data": str(data), "split": split, "split_sha256": split_hash(images)}
+        write_json(json_file, {**report, **protocol, "threshold": 0.5})

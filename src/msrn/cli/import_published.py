@@ -1,0 +1,3 @@
+EPILOG=""
+def import_published() -> None:
+    """stub"""

@@ -1,0 +1,69 @@
+"""The command line: `msrn COMMAND`. Each command lives in a file of its own and imports what it needs when it runs."""
+
+import os
+import sys
+
+import click
+import typer
+
+import msrn
+from msrn.cli import demo, evaluate, import_published, predict, train
+from msrn.errors import MSRNError
+
+app = typer.Typer(
+    name="msrn",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"msrn {msrn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Multi-label image classification that knows how labels relate."""
+
+
+app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=train.EPILOG)(train.train)
+app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=predict.EPILOG)(predict.predict)
+app.command(epilog=import_published.EPILOG)(import_published.import_published)
+
+
+def main() -> None:
+    """Run a command; a problem that msrn knows is one line on standard error and exit code 1."""
+    try:
+        app()
+    except MSRNError as error:
+        _fail(_one_line(error))
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.", code=130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `msrn predict ... | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _one_line(error: MSRNError) -> str:
+    text = str(error)
+    if "Original Traceback" in text:  # raised in a process that reads images: the last line holds the message
+        text = text.strip().splitlines()[-1].partition(": ")[2] or text
+    return " ".join(text.split())
+
+
+def _fail(message: str, *, code: int = 1) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
