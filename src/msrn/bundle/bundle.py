@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from msrn.bundle.card import model_card
 from msrn.data.transforms import Preprocessing
-from msrn.errors import BundleError, ModelError
+from msrn.errors import BundleError, MSRNError
 from msrn.files import replace_folder
 from msrn.labels import LabelGraph
 from msrn.models import MSRN, PooledClassifier, build_model
@@ -79,7 +79,10 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
     state[f"{_GRAPH_PREFIX}co_occurrence"] = _plain(bundle.label_graph.co_occurrence)
     state[f"{_GRAPH_PREFIX}label_counts"] = _plain(bundle.label_graph.label_counts)
     with replace_folder(path) as folder:
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt", "library": "msrn"})
+        try:
+            save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt", "library": "msrn"})
+        except SafetensorError as error:  # a full disk, in safetensors' words
+            raise MSRNError(f"{path} cannot be written: {error}. Free some space or give another folder.") from error
         text = json.dumps(bundle.config(), indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         (folder / CARD_FILE).write_text(model_card(bundle.config()), encoding="utf-8")
@@ -103,12 +106,15 @@ def load_bundle(path: str | Path) -> Bundle:
     label_graph = _label_graph(path, config, tensors)
     state = {name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)}
     vectors = state.get("label_group.word_vectors")
+    preprocessing = _preprocessing(path, config["preprocessing"])
+    architecture: dict[str, Any] = config["architecture"]
     try:
-        architecture = {**config["architecture"]}
-        model = build_model(architecture, label_graph, vectors)
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
-    except (ModelError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path / CONFIG_FILE} describes no model that can be built: {error}") from error
+        # The weights come from the bundle: a configuration must not make timm read a file or the network.
+        model = build_model({**architecture, "pretrained": False, "weights": None}, label_graph, vectors)
+    except Exception as error:  # values of any kind, from strangers, reach builders of timm and torch
+        raise BundleError(
+            f"{path / CONFIG_FILE} describes no model that can be built: {str(error) or type(error).__name__}"
+        ) from error
     _load_state(path, model, state)
     model.eval()
     return Bundle(model, label_graph, architecture, preprocessing, float(config["threshold"]), config.get("training", {}))
@@ -119,10 +125,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         what = "is not a folder" if path.exists() else "does not exist"
         raise BundleError(f"{path} {what}. A bundle is the folder that training writes ({WEIGHTS_FILE}, {CONFIG_FILE}).")
     try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{path} has no {CONFIG_FILE}, so it is not a bundle. Give the folder that training writes.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / CONFIG_FILE} cannot be read: {error}. Copy or save the bundle again.") from None
     missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
     if missing:
@@ -134,7 +140,41 @@ def _read_config(path: Path) -> dict[str, Any]:
     labels = config["labels"]
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise BundleError(f"{path / CONFIG_FILE}: labels is not a list of names. Copy or save the bundle again.")
+    if not _is_number(config["threshold"]) or not 0 <= config["threshold"] <= 1:
+        raise BundleError(f"{path / CONFIG_FILE}: threshold is a probability, got {config['threshold']!r}. Mend it there.")
+    for key in ("architecture", "preprocessing", "training"):
+        if not isinstance(config.get(key, {}), dict):
+            raise BundleError(f"{path / CONFIG_FILE}: {key} is not an object of keys and values. Save the bundle again.")
     return config
+
+
+def _preprocessing(path: Path, values: dict[str, Any]) -> Preprocessing:
+    try:
+        preprocessing = Preprocessing.from_dict(values)
+    except TypeError as error:
+        raise BundleError(f"{path / CONFIG_FILE}: preprocessing has other keys than expected: {error}.") from error
+    size, mean, std = preprocessing.size, preprocessing.mean, preprocessing.std
+    is_right = {
+        "size": _are_numbers(size, 2) and all(isinstance(side, int) and side > 0 for side in size),
+        "mean": _are_numbers(mean, 3),
+        "std": _are_numbers(std, 3) and all(value > 0 for value in std),
+        "interpolation": preprocessing.interpolation in ("bilinear", "bicubic"),
+    }
+    wrong = [f"{key} = {values[key]!r}" for key, right in is_right.items() if not right]
+    if wrong:
+        raise BundleError(
+            f"{path / CONFIG_FILE}: preprocessing holds {', '.join(wrong)}. Expected size (height and width), mean and std "
+            "(three numbers each) and interpolation (bilinear or bicubic)."
+        )
+    return preprocessing
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, tuple) and len(values) == count and all(_is_number(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _label_graph(path: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> LabelGraph:
@@ -150,7 +190,7 @@ def _label_graph(path: Path, config: Mapping[str, Any], tensors: Mapping[str, to
         )
     try:
         return LabelGraph(labels, both, counts, threshold=float(config["graph_threshold"]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise BundleError(f"{path}: the label graph is damaged: {error}") from None
 
 

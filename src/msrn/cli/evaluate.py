@@ -20,6 +20,12 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    label_separator: Annotated[
+        str | None, typer.Option(help="What stands between two labels of a table's cell.", show_default=False)
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.", show_default=False)] = None,
+    path_column: Annotated[str | None, typer.Option(help="Column of the paths.", show_default=False)] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column of the splits.", show_default=False)] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics as fractions; '-' prints them.")
     ] = None,
@@ -34,7 +40,14 @@ def evaluate(
     from msrn.predict import load, read_labelled
 
     predictor = load(bundle)
-    images = read_labelled(data, split, predictor.label_names)
+    options = {
+        "label_separator": label_separator,
+        "label_column": label_column,
+        "path_column": path_column,
+        "split_column": split_column,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    images = read_labelled(data, split, predictor.label_names, **given)
     console = make_console(json_file)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(images))

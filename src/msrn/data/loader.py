@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from msrn.data.images import read_image
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Transform
+from msrn.errors import UnreadableImageError
 
 
 class Batch(TypedDict):
@@ -45,7 +46,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.current_epoch()
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
         order = torch.randperm(self.num_images, generator=generator).tolist()
         return iter([(epoch, index) for index in order])
 
@@ -73,9 +74,27 @@ class ImageDataset(Dataset[Batch]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image = read_image(self.images.paths[index])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, epoch, index))
+            torch.manual_seed(mix_seed(self.seed, epoch, index))
             tensor = self.transform(image)
         return {"images": tensor, "target": self.target[index].long(), "index": torch.tensor(index)}
+
+
+class ImageLoader(DataLoader[Batch]):
+    """A loader whose iterations begin with their first batch, and whose errors read the same from any worker."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of one epoch.
+
+        Raises:
+            UnreadableImageError: An image cannot be read.
+        """
+        # A generator: Lightning makes its first iterator before it knows which epoch a resumed run goes on with, and
+        # workers would be handed that iterator's order at once.
+        try:
+            yield from super().__iter__()
+        except UnreadableImageError as error:
+            # PyTorch puts a worker's whole traceback into the message; ours is its end.
+            raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
 
 
 def build_loader(
@@ -87,7 +106,7 @@ def build_loader(
     shuffle: bool = False,
     seed: int = 0,
     current_epoch: Callable[[], int] = lambda: 0,
-) -> DataLoader[Batch]:
+) -> ImageLoader:
     """A loader over one split.
 
     Args:
@@ -99,7 +118,7 @@ def build_loader(
         seed: Seed of order and transforms.
         current_epoch: Tells the epoch when an iteration starts.
     """
-    return DataLoader(
+    return ImageLoader(
         ImageDataset(images, transform, seed=seed),
         batch_size=batch_size,
         sampler=EpochSampler(len(images), seed=seed, current_epoch=current_epoch) if shuffle else None,
@@ -110,8 +129,13 @@ def build_loader(
     )
 
 
-def _mix(*numbers: int) -> int:
-    """One well-spread seed from several numbers (FNV-1a over their decimal digits)."""
+def mix_seed(*numbers: int) -> int:
+    """One well-spread seed from several numbers (FNV-1a over their decimal digits).
+
+    Example:
+        >>> mix_seed(0, 1) != mix_seed(1, 0)
+        True
+    """
     value = 0xCBF29CE484222325
     for byte in ",".join(map(str, numbers)).encode():
         value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF

@@ -1,8 +1,9 @@
 """Read the label pickles that ML-GCN and MSRN published, without running anything in them.
 
-A pickle is a program that may call any function. The published graphs (`*_adj.pkl`) and word vectors (`*_glove_word2vec.pkl`)
-hold nothing but numbers, so the reader here knows six names of NumPy and the standard library, has stand-ins of its own for
-them that hold numbers and call nothing, and refuses every other name and every instruction that makes other objects.
+A pickle is a program that may call any function. The published graphs (`*_adj.pkl`) and word vectors
+(`*_glove_word2vec.pkl`) hold nothing but numbers. So the reader here knows six names of NumPy and the standard library,
+has stand-ins of its own for them that hold numbers and call nothing, and refuses every other name and every instruction
+that makes other objects.
 """
 
 import io
@@ -13,7 +14,7 @@ import struct
 from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ def read_published_graph(path: str | Path) -> tuple[Int64[Tensor, "L L"], Int64[
         Images holding both labels, with a zero diagonal, and images holding each label.
 
     Raises:
-        PublishedFileError: The file cannot be read, asks for anything but numbers, or its numbers are no counts; the message
-            lists all that is wrong.
+        PublishedFileError: The file cannot be read, asks for anything but numbers, or its numbers are no counts; the
+            message lists all that is wrong.
 
     Source: https://github.com/megvii-research/ML-GCN, https://github.com/chehao2628/MSRN.
     """
@@ -47,7 +48,9 @@ def read_published_graph(path: str | Path) -> tuple[Int64[Tensor, "L L"], Int64[
     expected = "Expected a dict of adj (L, L) and nums (L,), as in voc_adj.pkl."
     if type(content) is not dict or content.keys() != {"adj", "nums"}:
         keys = ": " + ", ".join(_shown(key) for key in list(content)[:5]) if type(content) is dict else ""
-        raise PublishedFileError(f"{path} is not a published label graph, it holds a {_kind(content)}{keys}. {expected}")
+        raise PublishedFileError(
+            f"{path} is not a published label graph, it holds a {_kind(content)}{keys}. {expected}"
+        )
     problems: list[str] = []
     arrays = {}
     for name, num_dims in (("adj", 2), ("nums", 1)):
@@ -64,12 +67,12 @@ def read_published_graph(path: str | Path) -> tuple[Int64[Tensor, "L L"], Int64[
         problems.append(f"adj has {len(both)} rows and nums {len(counts)} entries, not one for each label")
     if problems or both is None or counts is None:
         raise PublishedFileError(f"{path} is not a published label graph: {'; '.join(problems)}. {expected}")
-    co_occurrence = torch.from_numpy(both.astype(np.int64)).fill_diagonal_(0)
+    co_occurrence = torch.from_numpy(both.astype(np.int64, order="C")).fill_diagonal_(0)
     return co_occurrence, torch.from_numpy(counts.astype(np.int64))
 
 
 def read_published_vectors(path: str | Path) -> Float[Tensor, "L E"]:
-    """Read published word vectors, such as `voc_glove_word2vec.pkl`: a pickled array or list of lists, one vector a label.
+    """Read published word vectors, such as `voc_glove_word2vec.pkl`: a pickled array or list of lists, one row a label.
 
     Args:
         path: The file, at most 1 GB. Nothing in it is run.
@@ -89,26 +92,28 @@ def read_published_vectors(path: str | Path) -> Float[Tensor, "L E"]:
     except _RefusedError as error:
         raise PublishedFileError(f"{path} holds no word vectors: the content {error}. {expected}") from None
     with np.errstate(over="ignore", invalid="ignore"):
-        vectors = array.astype(np.float32)  # (L, E)
+        vectors = array.astype(np.float32, order="C")  # (L, E)
     wrong = np.argwhere(~np.isfinite(vectors))
     if len(wrong):
         row, column = wrong[0]
         raise PublishedFileError(
-            f"{path} has {len(wrong)} entries that are not finite numbers in float32, the first, {array[row, column]}, in row {row}, "
-            f"column {column}. Make the vectors anew, or give those labels a vector of zeros."
+            f"{path} has {len(wrong)} entries that are not finite numbers in float32 (first: {array[row, column]:g} at "
+            f"[{row}, {column}]). Make the vectors anew, or give those labels a vector of zeros."
         )
     return torch.from_numpy(vectors)
 
 
 def _load(path: str | Path) -> tuple[Path, Any, int]:
-    """The path, what the pickle holds (numbers, strings, lists, tuples, dicts, our stand-ins), and its size in bytes."""
+    """The path, what the pickle holds (numbers, strings, lists, tuples, dicts, our stand-ins), its size in bytes."""
     path = Path(path).expanduser()
     try:
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
             raise PublishedFileError(f"{path} {what}. Give a pickle of ML-GCN or MSRN, such as voc_adj.pkl.")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise PublishedFileError(f"{path} is larger than 1 GB, which no published label pickle is. Give another file.")
+            raise PublishedFileError(
+                f"{path} is larger than 1 GB, which no published label pickle is. Give another file."
+            )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -124,8 +129,8 @@ def _load(path: str | Path) -> tuple[Path, Any, int]:
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise PublishedFileError(
-            f"{path} is not a whole pickle ({type(error).__name__}). Download it again; a Git LFS pointer or a web page is "
-            "not the file itself."
+            f"{path} is not a whole pickle ({type(error).__name__}). Download it again; a Git LFS pointer or a web "
+            "page is not the file itself."
         ) from None
 
 
@@ -155,54 +160,37 @@ _GLOBALS = {
 
 
 class _Dtype:
-    """A number's type: a truth, an integer or a float."""
+    """A number's type: a truth (0 or 1), an integer or a float."""
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch("b1|[iu][1248]|f[248]", code):
             raise _RefusedError(f"holds an array of dtype {_shown(code)}, which is no number")
-        self.numpy = np.dtype(code).newbyteorder("<")
-
-    def build(self, state: Any) -> None:
-        """Take the byte order from (version, byte order, sub-array, names, fields, size, alignment, flags)."""
-        if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
-            raise _RefusedError("holds a structured array, which is more than numbers")
-        self.numpy = self.numpy.newbyteorder(">" if state[1] == ">" else "<")
+        self.numpy = np.dtype("u1" if code == "b1" else code).newbyteorder("<")
 
 
 class _Array:
     """An array, empty until its state arrives."""
 
-    def __init__(self) -> None:
-        self.numpy = np.empty(0)
-
-    def build(self, state: Any) -> None:
-        """Take shape and bytes from (version, shape, dtype, whether the first index is fastest, bytes)."""
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise _RefusedError("holds an array whose state is not NumPy's")
-        _, shape, dtype, is_fortran, data = state
-        if isinstance(data, str):  # bytes of Python 2
-            data = data.encode("latin-1")
-        self.numpy = _from_bytes(data, dtype, shape, "F" if is_fortran is True or is_fortran == 1 else "C")
+    def __init__(self, array: np.ndarray | None = None) -> None:
+        self.numpy = np.empty(0) if array is None else array
 
 
 def _from_bytes(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """An array that looks at the file's own bytes, so that no shape can ask for more memory than came."""
-    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype):
+    if not isinstance(data, bytes) or not isinstance(dtype, _Dtype):
         raise _RefusedError("holds an array of objects, which are more than numbers")
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 32:
+    if not isinstance(shape, tuple) or not all(type(size) is int and 0 <= size <= MAX_FILE_BYTES for size in shape):
         raise _RefusedError("holds an array of impossible shape")
-    if math.prod(shape) * dtype.numpy.itemsize != len(data):
+    if len(shape) > 8 or math.prod(shape) * dtype.numpy.itemsize != len(data):
         raise _RefusedError(f"holds an array whose shape does not fit its {len(data)} bytes")
     if order not in ("C", "F"):
         raise _RefusedError("holds an array of unknown memory order")
-    if dtype.numpy.kind == "b":  # any byte but 0 is true
-        return (np.frombuffer(bytes(data), np.uint8) != 0).reshape(shape, order=order)
-    return np.frombuffer(bytes(data), dtype.numpy).reshape(shape, order=order)
+    return np.frombuffer(data, dtype.numpy).reshape(shape, order=order)
 
 
-# The instructions that a pickle of numbers is made of, protocols 0 to 5. Without those for objects (INST, OBJ, NEWOBJ, NEWOBJ_EX),
-# persistent ids, extension codes, sets and out-of-band buffers.
-_ALLOWED = b"(.012FIJKLMNRSTUVXabcdeghjlpqrstu])}G\x80\x85\x86\x87\x88\x89\x8a\x8b" b"BC\x8c\x8d\x8e\x93\x94\x95\x96"
+# The instructions that a pickle of numbers is made of, protocols 0 to 5. Without those for objects (INST, OBJ, NEWOBJ,
+# NEWOBJ_EX), persistent ids, extension codes, sets and out-of-band buffers.
+_ALLOWED = b"(.012FIJKLMNRSTUVXabcdeghjlpqrstu])}GBC\x80\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95\x96"
 _REFUSED = {
     pickle.OBJ: "makes an object of a class (OBJ)",
     pickle.NEWOBJ: "makes an object of a class (NEWOBJ)",
@@ -222,10 +210,11 @@ def _refuse(what: str) -> Callable[[Any], None]:
     return refuse
 
 
-# Python's own unpickler rather than the C one: its instructions can be replaced one by one. The C unpickler takes gigabytes for a
-# memo index of 4 billion or for a byte array that only claims to be long, and overflows its stack on a nested tuple as a key.
+# Python's own unpickler rather than the C one: its instructions can be replaced one by one. The C unpickler takes
+# gigabytes for a memo index of 4 billion or for a byte array that only claims to be long, and hashes any key, which for
+# nested tuples can take for ever or overflow the stack.
 class _NumbersUnpickler(pickle._Unpickler):
-    """An unpickler that knows numbers, strings, lists, tuples, dicts with strings as keys, and NumPy arrays of numbers."""
+    """An unpickler of numbers, strings, lists, tuples, dicts with strings as keys, and NumPy arrays of numbers."""
 
     stack: list[Any]
     read: Callable[[int], bytes]
@@ -258,30 +247,49 @@ class _NumbersUnpickler(pickle._Unpickler):
             case _StandIn.DTYPE, (code, *_):
                 return _Dtype(code)
             case _StandIn.FROM_BUFFER, (data, dtype, shape, order, *rest) if all(part is None for part in rest):
-                array = _Array()
-                array.numpy = _from_bytes(data, dtype, shape, order)
-                return array
+                return _Array(_from_bytes(data, dtype, shape, order))
             case _StandIn.SCALAR, (dtype, data):
-                data = data.encode("latin-1") if isinstance(data, str) else data
-                return _from_bytes(data, dtype, (), "C").item()
-            # How Python 3 writes bytes in protocols 0 to 2. A string used again and again could ask for any amount of memory.
-            case _StandIn.ENCODE, (str(text), "latin1" | "latin-1") if len(text) <= self.bytes_left:
-                self.bytes_left -= len(text)
-                return text.encode("latin-1")
+                return _from_bytes(self._to_bytes(data), dtype, (), "C").item()
+            case _StandIn.ENCODE, (str(text), "latin1" | "latin-1"):  # how Python 3 writes bytes in protocols 0 to 2
+                return self._to_bytes(text)
         raise _RefusedError(f"calls {function.name.lower()} in a way that NumPy does not")
+
+    def _to_bytes(self, data: Any) -> Any:
+        """The bytes that a string stands for, as all do in Python 2; in all no more than the file has."""
+        if not isinstance(data, str):
+            return data
+        self.bytes_left -= len(data)
+        if self.bytes_left < 0:
+            raise _RefusedError("has more bytes in its arrays than in all")
+        return data.encode("latin-1")
 
     def load_build(self) -> None:
         """Give an array or a dtype its state; nothing else has one."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if not isinstance(target, _Array | _Dtype):
-            raise _RefusedError("sets the state of something that is no array")
-        target.build(state)
+        match target, state:
+            case _Array(), (_, shape, dtype, is_fortran, data):
+                target.numpy = _from_bytes(self._to_bytes(data), dtype, shape, "F" if is_fortran else "C")
+            case _Dtype(), (_, byte_order, None, None, None, *_):  # sub-array, names and fields are None
+                target.numpy = target.numpy.newbyteorder(">" if byte_order == ">" else "<")
+            case _Dtype(), _:
+                raise _RefusedError("holds a structured array, which is more than numbers")
+            case _:
+                raise _RefusedError("sets the state of something that is no array of numbers")
+
+    def load_global(self) -> None:
+        """Our stand-in for a name."""
+        self.append(self.find_class(self._read_word(), self._read_word()))
 
     def load_inst(self) -> None:
         """Name what an INST instruction asks for, and refuse it."""
-        name = b".".join((self.readline()[:-1], self.readline()[:-1])).decode("latin-1")
-        raise _RefusedError(f"asks for an object of {_shown(name)}")
+        raise _RefusedError(f"asks for an object of {_shown(f'{self._read_word()}.{self._read_word()}')}")
+
+    def _read_word(self) -> str:
+        line = self.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line[:-1].decode("latin-1")
 
     def load_dict(self) -> None:
         """A dict of what lies above the mark."""
@@ -308,14 +316,14 @@ class _NumbersUnpickler(pickle._Unpickler):
     def load_bytearray8(self) -> None:
         """Bytes, of which no more memory is taken than came."""
         (size,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(size)))
+        self.append(self.read(size))
 
-    dispatch = {
-        **{code: _refuse(f"has an unknown instruction {code:#04x}") for code in range(256)},
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **{code[0]: _refuse(what) for code, what in _REFUSED.items()},
         **{code: pickle._Unpickler.dispatch[code] for code in _ALLOWED},
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
+        pickle.GLOBAL[0]: load_global,
         pickle.INST[0]: load_inst,
         pickle.DICT[0]: load_dict,
         pickle.SETITEM[0]: load_setitem,
@@ -325,7 +333,7 @@ class _NumbersUnpickler(pickle._Unpickler):
 
 
 def _to_array(value: Any, limit: int, num_dims: int) -> np.ndarray:
-    """A vector or matrix from an array, or from numbers in lists; at most `limit` entries, so that no list used twice grows.
+    """A vector or matrix from an array or from numbers in lists; at most `limit` entries, so that no reused row grows.
 
     Raises:
         _RefusedError: It is anything else; the message is worded to follow its name.
@@ -359,9 +367,9 @@ def _row(row: Any) -> np.ndarray:
     """A vector of float64 from a list of numbers, or an array of one dimension."""
     if isinstance(row, _Array):
         return row.numpy
-    wrong = next((number for number in row if type(number) not in (bool, int, float)), None)
-    if wrong is not None or None in map(type, row):
-        raise _RefusedError(f"holds a {_kind(wrong)} where a number was expected")
+    wrong = [number for number in row if type(number) not in (bool, int, float)]
+    if wrong:
+        raise _RefusedError(f"holds a {_kind(wrong[0])} where a number was expected")
     try:
         return np.array(row, dtype=np.float64)
     except OverflowError:

@@ -12,9 +12,10 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
         *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
     ),
     # COCO's 80 category names, alphabetical. The published readers (ML-GCN's, and MSRN's after it) sort the names of
-    # instances_*2014.json and number them from 0, and write that as category.json. The category.json that lies in MSRN's
-    # repository is another file (COCO's category ids to 1..80, in the order of ids) that its reader does not load. Not known: whether
-    # the rows of every published coco_adj.pkl and coco_glove_word2vec.pkl follow the reader's order; the names are not in them.
+    # instances_*2014.json, number them from 0 and write that as category.json. The category.json in MSRN's repository
+    # is another thing, COCO's category ids to 1..80 in the order of ids; its reader looks for category.json elsewhere.
+    # Not known: whether the rows of the published coco_adj.pkl and coco_glove_word2vec.pkl follow the reader's order;
+    # there are no names in them.
     "coco2014": (
         *("airplane", "apple", "backpack", "banana", "baseball bat", "baseball glove", "bear", "bed", "bench"),
         *("bicycle", "bird", "boat", "book", "bottle", "bowl", "broccoli", "bus", "cake", "car", "carrot", "cat"),

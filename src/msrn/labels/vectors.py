@@ -47,4 +47,5 @@ def vectors_from_co_occurrence(label_graph: LabelGraph, *, dim: int = 300) -> Fl
     largest = embedding.gather(0, embedding.abs().argmax(dim=0, keepdim=True))  # (1, E)
     embedding = embedding * torch.where(largest < 0, -1.0, 1.0)
     norms = embedding.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (embedding / norms).float()
+    vectors_of_length_1: Tensor = embedding / norms
+    return vectors_of_length_1.float()

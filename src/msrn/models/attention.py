@@ -38,7 +38,8 @@ class StageProjection(nn.Module):
 
     def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         """Projected features of the stage."""
-        return self.norm(self.projection(self.pool(feature_map)))
+        projected: Tensor = self.norm(self.projection(self.pool(feature_map)))
+        return projected
 
     def pool(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         """The stage after its buffer convolution and pooling, before the projection."""

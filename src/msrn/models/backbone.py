@@ -1,15 +1,21 @@
 """The network under the head: any timm model that returns features at several stages."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from jaxtyping import Float
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from msrn.errors import ModelError
 
+# What `Backbone` sets itself; `weights` is the one way to a file, so that a bundle's options cannot read another.
+_RESERVED_OPTIONS = (
+    *("features_only", "out_indices", "num_classes", "global_pool", "checkpoint_path"),
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+)
 
 class Backbone(nn.Module):
     """Feature maps of the last stages of a timm model, channels first, from fine to coarse.
@@ -30,8 +36,11 @@ class Backbone(nn.Module):
         **options: Passed on to `timm.create_model`, as in `img_size=448`.
 
     Raises:
-        ModelError: timm does not know the model, the model has fewer stages, or the weights are missing or do not fit.
+        ModelError: timm does not know the model or an option, the model has fewer stages, or the weights are missing or do
+            not fit; on a forward pass, images of a size that the model does not take.
     """
+
+    model: Any
 
     def __init__(
         self,
@@ -47,6 +56,9 @@ class Backbone(nn.Module):
         super().__init__()
         if num_stages < 1:
             raise ModelError(f"num_stages is at least 1, got {num_stages}.")
+        reserved = [option for option in options if option in _RESERVED_OPTIONS]
+        if reserved:
+            raise ModelError(f"a backbone has no option {', '.join(reserved)}. Use num_stages, pretrained and weights.")
         self.name = name
         self.num_stages = num_stages
         self.keep_last_layers = keep_last_layers
@@ -60,21 +72,29 @@ class Backbone(nn.Module):
             self.channels = (*channels[:-1], int(self.model.num_features))
         else:
             out_indices = tuple(range(-num_stages, 0))
-            try:
-                self.model = _create(name, features_only=True, out_indices=out_indices, **options)
-            except IndexError:
-                raise _too_few_stages(name, num_stages) from None
+            self.model = _create(name, features_only=True, out_indices=out_indices, **options)
             stages = self.model.feature_info.get_dicts()
             self.channels = tuple(stage["num_chs"] for stage in stages)
         self.strides = tuple(int(stage["reduction"]) for stage in stages)
         self._is_channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+        if weights is not None:
+            _check_loaded(name, self.model, Path(weights).expanduser())
+        self.train()  # freezes the batch norms of a model that nobody calls train() on, as Lightning does not
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
         """Feature maps of the stages, finest first."""
-        if self.keep_last_layers:
-            last, feature_maps = self.model.forward_intermediates(images, indices=self.num_stages)
-            return [*feature_maps[:-1], last]
-        feature_maps = self.model(images)
+        try:
+            if self.keep_last_layers:
+                last, feature_maps = self.model.forward_intermediates(images, indices=self.num_stages)
+                last = last.permute(0, 3, 1, 2) if self._is_channels_last else last  # (B, C, h, w)
+                return [*feature_maps[:-1], last]
+            feature_maps = self.model(images)
+        except AssertionError as error:
+            height, width = images.shape[-2:]
+            raise ModelError(
+                f"'{self.name}' does not take images of {height} x {width}: {error} Use the size it was made for, or give "
+                f"its option img_size (model.backbone_options={{img_size: [{height}, {width}]}})."
+            ) from error
         if self._is_channels_last:
             feature_maps = [feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps]
         return list(feature_maps)
@@ -89,24 +109,23 @@ class Backbone(nn.Module):
         return self
 
 
-def _create(name: str, **options: Any) -> nn.Module:
+def _create(name: str, **options: Any) -> Any:
     try:
-        model: nn.Module = timm.create_model(name, **options)
-    except IndexError:
-        raise
+        return timm.create_model(name, **options)
     except TypeError as error:
         raise ModelError(
             f"timm cannot build '{name}' with {_shown(options)}: {error}. Remove the option or choose another backbone."
         ) from error
     except Exception as error:
-        if not timm.is_model(name.split(".")[0]):
-            close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
             hint = f" Did you mean {', '.join(close)}?" if close else ""
             raise ModelError(f"timm knows no model '{name}'.{hint} See timm.list_models() for all names.") from error
+        if "out_indices" in options and isinstance(error, IndexError | AssertionError) and "index" in str(error):
+            raise _too_few_stages(name, len(options["out_indices"])) from None
         if options.get("pretrained"):
             raise _weights_error(name, options, error) from error
         raise ModelError(f"timm cannot build '{name}' with {_shown(options)}: {_first_line(error)}") from error
-    return model
 
 
 def _pretrained_options(name: str, weights: str | Path | None) -> dict[str, Any]:
@@ -131,7 +150,19 @@ def _weights_error(name: str, options: dict[str, Any], error: Exception) -> Mode
     )
 
 
-def _stage_info(name: str, model: nn.Module, num_stages: int) -> list[dict[str, Any]]:
+def _check_loaded(name: str, model: nn.Module, path: Path) -> None:
+    """Refuse a file none of whose tensors arrived: timm leaves out, with no error, what has another name."""
+    stored = [tensor for tensor in load_state_dict(str(path)).values() if tensor.ndim > 1]
+    for weight in model.state_dict().values():
+        if any(weight.shape == tensor.shape and weight.equal(tensor.to(weight.dtype)) for tensor in stored):
+            return
+    raise ModelError(
+        f"{path} does not hold weights of '{name}' in timm's names: no tensor fits. Give the weights of this backbone, or "
+        "name the backbone they belong to."
+    )
+
+
+def _stage_info(name: str, model: Any, num_stages: int) -> list[dict[str, Any]]:
     if not hasattr(model, "forward_intermediates"):
         raise ModelError(f"timm's '{name}' returns no intermediate features. Choose another backbone.")
     info = model.feature_info
@@ -146,19 +177,20 @@ def _too_few_stages(name: str, num_stages: int) -> ModelError:
 
 
 def _shown(options: dict[str, Any]) -> str:
-    hidden = ("features_only", "out_indices", "pretrained", "pretrained_cfg_overlay", "num_classes", "global_pool")
-    return ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in hidden) or "no options"
+    shown = (f"{key}={value!r}" for key, value in options.items() if key not in _RESERVED_OPTIONS)
+    return ", ".join(shown) or "no options"
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def count_parameters(module: nn.Module) -> int:
     """Number of trained numbers in a module.
 
     Example:
-        >>> count_parameters(torch.nn.Linear(3, 2))
+        >>> count_parameters(nn.Linear(3, 2))
         8
     """
     return sum(parameter.numel() for parameter in module.parameters())

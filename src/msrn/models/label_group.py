@@ -154,4 +154,5 @@ def group_loss(label_groups: LabelGroups, *, weight: float = GROUP_LOSS_WEIGHT) 
     Source: MSRN, https://arxiv.org/abs/2106.11596, the loss of the label-group embedding.
     """
     nearest = label_groups.group_embeddings[label_groups.assignment.argmax(dim=1)]  # (L, D)
-    return weight * (label_groups.label_embeddings - nearest).norm(dim=1).sum()
+    distances: Tensor = (label_groups.label_embeddings - nearest).norm(dim=1)  # (L,)
+    return weight * distances.sum()

@@ -59,6 +59,11 @@ class MSRN(nn.Module):
             logits = logits + self.residual(feature_maps[-1])
         return logits
 
+    def train(self, mode: bool = True) -> "MSRN":
+        """Set training mode; evaluation starts with embeddings computed anew."""
+        self._constants = None
+        return super().train(mode)
+
     def embed(self) -> LabelGroups:
         """Label embeddings, group embeddings and assignment; constants in evaluation mode, computed once."""
         if self.training or torch.compiler.is_compiling():
@@ -68,7 +73,10 @@ class MSRN(nn.Module):
         state = (*self.label_group.parameters(), *self.label_group.buffers())
         key = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in state)
         if self._constants is None or self._constants[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
+            # Constants outlive this call, so neither its inference mode nor its autocast may mark them.
+            kind = self.label_group.adjacency.device.type
+            device = "cpu" if kind == "meta" else kind  # autocast knows no meta device
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
                 self._constants = (key, self.label_group())
         return self._constants[1]
 

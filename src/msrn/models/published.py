@@ -1,6 +1,9 @@
 """The authors' weights under our names."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from msrn.errors import PublishedFileError
 from msrn.labels import LabelGraph
-from msrn.models.builders import msrn_resnet101
+from msrn.models.builders import PUBLISHED, build_model
 from msrn.models.msrn import MSRN
 
 # The authors' name -> ours, for everything behind the backbone ("resnet_101." becomes "backbone.model.").
@@ -41,6 +44,9 @@ _GRAPH_LAYERS = {
 }
 # In the authors' state, but not in their forward pass.
 _UNUSED = ("W", "B", "resnet_101.conv_buffer0.weight", "resnet_101.conv_buffer0.bias", "resnet_101.fc.")
+_INPUT_DIM = 256
+_STAGES = ("ProjectM.0", "ProjectM.1", "ProjectM.2")
+_NUMPY_SCALAR_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 _REQUIRED = (*_NAMES, *(f"{layer}.{leaf}" for layer in _GRAPH_LAYERS for leaf in ("W", "a")))
 
 Array = Tensor | np.ndarray
@@ -69,15 +75,9 @@ def from_state_dict(
     Raises:
         PublishedFileError: Names are missing or unknown, or shapes disagree.
     """
-    state = {name.removeprefix("module."): torch.as_tensor(value) for name, value in state_dict.items()}
-    state = {name: value for name, value in state.items() if not _is_unused(name)}
-    missing = [name for name in _REQUIRED if name not in state]
-    if missing:
-        raise PublishedFileError(
-            f"not a checkpoint of the published MSRN: {', '.join(missing[:3])} and {len(missing)} names in all are missing. "
-            "Give a state_dict with the authors' names (resnet_101.*, label_embed.*, group_embed.*, ProjectM.*, fc1, fc2)."
-        )
-    num_labels, num_groups = len(state["fc2.bias"]), state["group_embed.layers.0.assign_mat.W"].shape[1]
+    architecture = published_architecture(state_dict)
+    num_labels, width = published_sizes(state_dict)
+    state = _strip(state_dict)
     names = tuple(label_names or (f"label {index}" for index in range(num_labels)))
     vectors = torch.as_tensor(word_vectors).float()
     counts = torch.as_tensor(np.asarray(label_counts)).round().long()
@@ -86,13 +86,13 @@ def from_state_dict(
     _check_label_count("rows of word_vectors", len(vectors), num_labels)
     _check_label_count("label_counts", len(counts), num_labels)
     _check_label_count("rows of co_occurrence", len(both), num_labels)
-    # The ratio lies in the middle of those that floor to this number of groups.
-    model = msrn_resnet101(
-        LabelGraph(names, both, counts),
-        vectors,
-        group_ratio=min(1.0, (num_groups + 0.5) / num_labels),
-        classifier_dim=len(state["fc1.bias"]),
-    )
+    if vectors.shape[1] != width:
+        raise PublishedFileError(
+            f"the checkpoint takes word vectors of width {width}, these have {vectors.shape[1]}. "
+            "Give those it was trained with."
+        )
+    model = build_model(architecture, LabelGraph(names, both, counts), vectors)
+    assert isinstance(model, MSRN)
     try:
         loaded = model.load_state_dict(dict(_rename(state)), strict=False)
     except RuntimeError as error:
@@ -100,10 +100,141 @@ def from_state_dict(
     absent = [name for name in loaded.missing_keys if name not in ("label_group.word_vectors", "label_group.adjacency")]
     if absent or loaded.unexpected_keys:
         raise PublishedFileError(
-            f"the checkpoint lacks {absent[:3]} and has unknown {loaded.unexpected_keys[:3]}. Expected a ResNet-101 backbone "
-            "in torchvision's names under 'resnet_101.'."
+            f"the checkpoint lacks {absent[:3]} and has unknown {loaded.unexpected_keys[:3]}. Expected a ResNet-101 "
+            "backbone in torchvision's names under 'resnet_101.'."
         )
     return model.eval()
+
+
+def published_architecture(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture behind the authors' weights, for `msrn.models.build_model` and a bundle.
+
+    Args:
+        state_dict: Tensors or arrays under the authors' names, with or without "module." ahead.
+
+    Raises:
+        PublishedFileError: Names are missing, or the last layers' shapes are not those of one network.
+    """
+    state = _strip(state_dict)
+    missing = [name for name in _REQUIRED if name not in state]
+    if missing:
+        raise PublishedFileError(
+            f"not a checkpoint of the published MSRN: {len(missing)} names are missing (first: {missing[0]}). Give a "
+            "state_dict with the authors' names (resnet_101.*, label_embed.*, group_embed.*, ProjectM.*, fc1, fc2)."
+        )
+    assignment = state["group_embed.layers.0.assign_mat.W"]
+    num_groups = assignment.shape[-1] if assignment.ndim else 0
+    num_labels, hidden_dim = state["fc2.bias"].numel(), state["fc1.bias"].numel()
+    width = len(_STAGES) * PUBLISHED["dim"]
+    expected = {
+        "fc1.weight": (hidden_dim, (num_labels + num_groups) * width),
+        "fc1.bias": (hidden_dim,),
+        "fc2.weight": (num_labels, hidden_dim),
+        "fc2.bias": (num_labels,),
+        "fc_label.weight": (_INPUT_DIM, state["fc_label.weight"].shape[-1] if state["fc_label.weight"].ndim else 0),
+        "group_embed.layers.0.assign_mat.W": (PUBLISHED["dim"], num_groups),
+    }
+    received = {name: tuple(state[name].shape) for name in expected}
+    wrong = [f"{name} is {received[name]}, not {shape}" for name, shape in expected.items() if received[name] != shape]
+    if wrong or num_labels == 0 or num_groups == 0 or num_groups > num_labels:
+        raise PublishedFileError(
+            f"the checkpoint's shapes are not the published network's with {num_labels} labels and {num_groups} "
+            f"groups: {'; '.join(wrong) or 'expected 1 label or more and at most as many groups'}. "
+            "Give the authors' checkpoint."
+        )
+    # The ratio lies in the middle of those that floor to this number of groups.
+    group_ratio = min(1.0, (num_groups + 0.5) / num_labels)
+    return {
+        "name": "msrn",
+        "backbone": "resnet101",
+        **PUBLISHED,
+        "group_ratio": group_ratio,
+        "classifier_dim": hidden_dim,
+    }
+
+
+def published_sizes(state_dict: Mapping[str, Any]) -> tuple[int, int]:
+    """How many labels the authors' weights know, and the width of the word vectors they take.
+
+    Raises:
+        PublishedFileError: See `published_architecture`.
+    """
+    published_architecture(state_dict)
+    state = _strip(state_dict)
+    return len(state["fc2.bias"]), state["fc_label.weight"].shape[1]
+
+
+def read_published_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a checkpoint of the authors, `.pth.tar` or `.pth`, without running anything in it.
+
+    Args:
+        path: A file of `torch.save`, in its old or new format: a state_dict, or a dict with one under "state_dict"
+            (beside epoch, arch and best_score).
+
+    Returns:
+        Tensors under the authors' names, on the CPU.
+
+    Raises:
+        PublishedFileError: The file cannot be read, asks for anything but tensors and numbers, or holds no state_dict.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise PublishedFileError(f"{path} {what}. Give a checkpoint of the authors, such as model_best.pth.tar.")
+    # best_score may be a NumPy scalar. It is not used, so its names become a stand-in that keeps nothing.
+    ignored: list[Any] = [(_Ignored, name) for name in _NUMPY_SCALAR_NAMES]
+    try:
+        with torch.serialization.safe_globals(ignored), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, encoding="latin-1")
+    except OSError as error:
+        raise PublishedFileError(f"{path} cannot be read: {error.strerror or error}. Give a readable file.") from None
+    except Exception as error:  # a damaged file can fail in any way
+        refused = re.search(r"(?:GLOBAL|global) ([\w.]+) (?:was not|whose module)", str(error))
+        if refused:
+            raise PublishedFileError(
+                f"{path} asks for {refused[1][:80]}. A checkpoint holds tensors and numbers only; nothing in this file "
+                "was run. Take it from the authors, and do not open this one with torch.load(weights_only=False)."
+            ) from None
+        raise PublishedFileError(
+            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}). Expected a whole file of "
+            "torch.save with a state_dict; download it again."
+        ) from None
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state_dict, dict) or not state_dict:
+        raise PublishedFileError(
+            f"{path} holds {'an empty' if state_dict == {} else 'a'} {type(state_dict).__name__}, not a state_dict of "
+            "named tensors. Give the authors' checkpoint."
+        )
+    wrong = [name for name, value in state_dict.items() if not isinstance(name, str) or not _is_whole(value)]
+    if wrong:
+        raise PublishedFileError(
+            f"{path} holds {len(wrong)} entries that are not named tensors (first: {str(wrong[0])[:80]!r}), so it is "
+            "no state_dict. Give the authors' checkpoint."
+        )
+    return {name: value.detach() for name, value in state_dict.items()}
+
+
+class _Ignored:
+    """What a NumPy scalar in a checkpoint becomes."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Keep nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep nothing."""
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether this is a plain tensor with its own memory, rather than a large shape that looks at a few numbers."""
+    if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return bool(value.untyped_storage().nbytes() >= value.numel() * value.element_size())
+
+
+def _strip(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    state = {name.removeprefix("module."): torch.as_tensor(value) for name, value in state_dict.items()}
+    return {name: value for name, value in state.items() if not _is_unused(name)}
 
 
 def _is_unused(name: str) -> bool:

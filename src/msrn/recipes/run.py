@@ -86,7 +86,7 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
         if console is not None and not root.exists():
             console.print(f"drawing scenes into {root}", highlight=False)
         write_scenes(root)
-    source = open_source(root)
+    source = open_source(root, **data.table_options())
     parts = [source.read(split) for split in data.train]
     train = parts[0] if len(parts) == 1 else _join(parts)
     has_own_val = "val" in source.splits and "val" not in (*data.train, data.test)
@@ -143,7 +143,7 @@ def train_recipe(
         )
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     transform = TrainTransform(preprocessing, crop_scale=recipe.data.crop_scale, flip=recipe.data.flip)
-    loader = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
+    loader: dict[str, Any] = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
     seed = recipe.trainer.seed
     train_loader = build_loader(splits.train, transform, **loader, shuffle=True, seed=seed)
     val_loader = build_loader(splits.val, preprocessing, **loader)
@@ -158,7 +158,7 @@ def train_recipe(
     settings = TrainerSettings(**recipe.trainer.model_dump())
     result = fit(module, settings, train_loader, val_loader, run_dir, resume=resume, console=console)
     model.load_state_dict(result.state_dict)
-    training = {
+    training: dict[str, Any] = {
         "recipe_name": recipe.name,
         "best_epoch": result.best_epoch,
         "chosen_by": f"validation mAP on {splits.val_origin}",

@@ -27,12 +27,18 @@ class DataRecipe(Section):
     """Which images are read, and how they become batches."""
 
     root: str = Field("scenes", description="Path of the data (VOC folder, CSV); 'scenes' is generated.")
+    path_column: str | None = Field(None, description="Column of the paths in a table; found by its name by default.")
+    label_column: str | None = Field(None, description="Column of the labels in a table; found by its name by default.")
+    label_separator: str | None = Field(None, description="What stands between two labels of a cell; found by default.")
+    split_column: str | None = Field(None, description="Column of the splits in a table; found by its name by default.")
     train: tuple[SplitName, ...] = Field(("train",), description="Splits to train on.")
     val: SplitName | Literal["auto", "held_out"] = Field(
         "auto", description="Split that chooses the epoch; 'auto' is val unless used otherwise, else a held-out part of train."
     )
     val_fraction: Fraction = Field(0.1, description="Part of train that is held out.")
-    test: SplitName | None = Field("test", description="Split read once, at the end; null reads none.")
+    test: SplitName | Literal["auto"] | None = Field(
+        "auto", description="Split read once, at the end; 'auto' is test where there is one, null reads none."
+    )
     size: tuple[PositiveInt, PositiveInt] = Field((448, 448), description="Height and width of the network's input.")
     crop_scale: tuple[Fraction, Annotated[float, Field(gt=0, le=1)]] = Field(
         (0.36, 1.0), description="Least and greatest share of the area of a training crop."
@@ -42,6 +48,12 @@ class DataRecipe(Section):
     std: tuple[Rate, Rate, Rate] = Field(IMAGENET_STD, description="Standard deviation of red, green and blue.")
     batch_size: PositiveInt = Field(32, description="Images a training batch.")
     num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images.")
+
+
+    def table_options(self) -> dict[str, str]:
+        """Arguments of `msrn.data.open_source` that were given."""
+        names = ("path_column", "label_column", "label_separator", "split_column")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class LabelsRecipe(Section):
@@ -76,17 +88,23 @@ class ModelRecipe(Section):
     classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
     residual: Literal["avg", "max"] | None = Field("avg", description="Pooled head whose logits are added.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        # Here, so that a resolved recipe holds every value and means the same when it is read again.
+        if isinstance(values, dict) and values.get("preset") == "published":
+            from msrn.models.builders import PUBLISHED
+
+            return {**PUBLISHED, **values}
+        return values
+
     def architecture(self) -> dict[str, Any]:
         """Arguments of `msrn.models.build_model`, without pre-trained weights."""
-        from msrn.models.builders import PUBLISHED
-
         values = self.model_dump(exclude={"head", "preset", "pretrained", "weights"})
         shared = ("backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm")
         if self.head != "msrn":
             pooling = self.head.removesuffix("_pool")
             return {"name": "pooled", "pooling": pooling, **{key: values[key] for key in shared}}
-        if self.preset == "published":
-            values |= {key: value for key, value in PUBLISHED.items() if key not in self.model_fields_set}
         return {"name": "msrn", **values}
 
 

@@ -1,6 +1,8 @@
 """Run the trainer: best epoch by validation mAP, checkpoints, and resuming from the last one."""
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +12,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msrn.errors import TrainingError
-from msrn.training.callbacks import EpochTable, progress_callbacks
+from msrn.training.callbacks import BEST_FILE, LAST_FILE, EpochTable, KeepCheckpoints, SeedEveryEpoch, progress_callbacks
 from msrn.training.module import MSRNModule
 
 
@@ -77,15 +78,13 @@ def fit(
         TrainingError: The loss is not finite, or there is nothing to resume from.
     """
     checkpoint_dir = run_dir / "checkpoints"
-    last = checkpoint_dir / "last.ckpt"
+    last = checkpoint_dir / LAST_FILE
     if resume and not last.is_file():
-        raise TrainingError(f"{run_dir} holds no checkpoints/last.ckpt to resume from. Start it without --resume.")
+        raise TrainingError(f"{run_dir} holds no checkpoints/{LAST_FILE} to resume from. Start it without --resume.")
     table = EpochTable(run_dir / "metrics.csv", console)
-    best = ModelCheckpoint(
-        checkpoint_dir, "best", monitor="val/mAP", mode="max", save_last=True, enable_version_counter=False
-    )
+    checkpoints = KeepCheckpoints(checkpoint_dir)
     progress = progress_callbacks(console)
-    with _quiet_lightning():
+    with _quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
             max_epochs=trainer_settings.max_epochs,
             gradient_clip_val=trainer_settings.gradient_clip,
@@ -95,22 +94,36 @@ def fit(
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            enable_progress_bar=bool(progress),
-            callbacks=[table, *progress, best],
+            enable_progress_bar=False,
+            callbacks=[SeedEveryEpoch(trainer_settings.seed), table, *progress, checkpoints],
             default_root_dir=run_dir,
         )
         sampler = train_loader.sampler
         if hasattr(sampler, "current_epoch"):
             sampler.current_epoch = lambda: trainer.current_epoch
         trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
-    if not best.best_model_path:
+    if checkpoints.best_epoch < 0:
         raise TrainingError("no epoch had a finite validation mAP. Give a validation split whose labels have positives.")
-    checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(checkpoint_dir / BEST_FILE, map_location="cpu", weights_only=True)
     prefix = "model."
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
     seconds = sum(row["seconds"] for row in table.rows)
-    best_score = float(best.best_model_score) if best.best_model_score is not None else float("nan")
-    return FitResult(int(checkpoint["epoch"]), best_score, state, table.rows, seconds)
+    return FitResult(checkpoints.best_epoch, checkpoints.best_mAP, state, table.rows, seconds)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C arrive: Lightning turns it into an exit and ignores it from then on."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if is_main else None
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 @contextmanager

@@ -28,10 +28,11 @@ class MSRNModule(pl.LightningModule):
         group_loss_weight: Weight of the group loss of an MSRN.
         optimizer: Optimizer settings.
         schedule: Learning-rate schedule settings.
-        image_paths: Paths by the batch's `index`, to name the images of a batch whose loss is not finite.
+        image_paths: Training images by the batch's `index`, to name those of a batch whose loss is not finite.
+        val_image_paths: Validation images, likewise.
 
     Raises:
-        NonFiniteLossError: The training loss became NaN or infinite.
+        NonFiniteLossError: The training or validation loss became NaN or infinite.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MSRNModule(pl.LightningModule):
         optimizer: OptimizerSettings | None = None,
         schedule: ScheduleSettings | None = None,
         image_paths: Sequence[Any] = (),
+        val_image_paths: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -52,6 +54,7 @@ class MSRNModule(pl.LightningModule):
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.schedule_settings = schedule or ScheduleSettings()
         self.image_paths = image_paths
+        self.val_image_paths = val_image_paths
         self.val_metrics = MultilabelMetrics(label_names)
         self._epoch_start_s = 0.0
         self._num_images = 0
@@ -67,7 +70,7 @@ class MSRNModule(pl.LightningModule):
             logits, penalty = self.model(images), images.new_zeros(())
         loss = self.loss(logits, batch["target"]) + penalty
         if not torch.isfinite(loss):
-            self._stop(loss, batch, batch_index)
+            raise NonFiniteLossError(self._explain(f"the loss became {loss.item()}", "batch", batch_index, batch, logits))
         self._num_images += len(images)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
@@ -86,6 +89,10 @@ class MSRNModule(pl.LightningModule):
         images = batch["images"].contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
         loss = self.loss(logits, batch["target"])
+        if not torch.isfinite(loss) or not torch.isfinite(logits).all():
+            raise NonFiniteLossError(
+                self._explain(f"the validation loss became {loss.item()}", "validation batch", batch_index, batch, logits)
+            )
         self.log("val/loss", loss, on_epoch=True, batch_size=len(images))
         self.val_metrics.update(logits.double().sigmoid(), batch["target"])
 
@@ -108,10 +115,15 @@ class MSRNModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _stop(self, loss: Tensor, batch: Batch, batch_index: int) -> None:
-        shown = [str(self.image_paths[i]) for i in batch["index"].tolist()[:3]] if len(self.image_paths) else []
-        images = f" (images {', '.join(shown)}, ...)" if shown else ""
-        raise NonFiniteLossError(
-            f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_index}{images}. "
-            "The last checkpoint before it is kept. Lower optimizer.lr, set trainer.gradient_clip, or look at these images."
+    def _explain(self, what: str, kind: str, batch_index: int, batch: Batch, logits: Tensor) -> str:
+        """Where the numbers went wrong; the images whose own logits are not finite come first."""
+        paths = self.val_image_paths if kind.startswith("validation") else self.image_paths
+        is_bad = ~torch.isfinite(logits).all(dim=1)  # (B,)
+        rows = batch["index"][is_bad].tolist() or batch["index"].tolist()
+        shown = ", ".join(str(paths[row]) for row in rows[:3]) if len(paths) else ""
+        images = f" (images {shown}{', ...' if len(rows) > 3 else ''})" if shown else ""
+        kept = f"Epoch {self.current_epoch} is kept in last.ckpt. " if self.current_epoch else ""
+        return (
+            f"{what} in epoch {self.current_epoch + 1} of {self.trainer.max_epochs}, {kind} {batch_index + 1}{images}. {kept}"
+            "Lower optimizer.lr, set trainer.gradient_clip, or look at these images."
         )

@@ -1,0 +1,28 @@
+"""What tests of several folders share."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+
+from msrn.labels import LabelGraph
+
+LABELS = ("cat", "dog", "boat", "bird", "tree", "cup")
+
+
+@pytest.fixture
+def typing_off() -> Iterator[None]:
+    """Show the errors users see: the checks of annotations, which only the tests switch on, would come first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def label_graph() -> LabelGraph:
+    """Six labels over 40 images, with edges between some of them."""
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(40, len(LABELS), generator=generator) < 0.35).int()
+    target[:, 1] |= target[:, 0]  # a cat is always with a dog
+    return LabelGraph.from_target(target, LABELS)
