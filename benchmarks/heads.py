@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--lrs", nargs="+", type=float, default=[])
     parser.add_argument("--json", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     state: dict[str, Any] = {"search": [], "runs": []}
     if args.json.exists():
         state = json.loads(args.json.read_text())

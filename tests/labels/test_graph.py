@@ -17,9 +17,7 @@ targets = arrays("int64", array_shapes(min_dims=2, max_dims=2, min_side=1, max_s
 
 def graph_of(pairs: int, count: int, threshold: float = 0.4) -> torch.Tensor:
     """Adjacency of two labels that share `pairs` images, the first in `count` images, the second in 1,000."""
-    return build_adjacency(
-        torch.tensor([[0, pairs], [pairs, 0]]), torch.tensor([count, 1000]), threshold=threshold
-    )
+    return build_adjacency(torch.tensor([[0, pairs], [pairs, 0]]), torch.tensor([count, 1000]), threshold=threshold)
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +113,9 @@ def test_threshold_outside_of_zero_to_one(threshold: float) -> None:
 
 @pytest.mark.usefixtures("typing_off")
 def test_shapes_that_disagree() -> None:
-    with pytest.raises(ValueError, match=r"2 labels need .* \(2, 2\) and .*\(2,\), got \(3, 3\) and \(3,\)\. Build both"):
+    with pytest.raises(
+        ValueError, match=r"2 labels need .* \(2, 2\) and .*\(2,\), got \(3, 3\) and \(3,\)\. Build both"
+    ):
         LabelGraph(("cat", "dog"), torch.zeros(3, 3).int(), torch.zeros(3).int())
     with pytest.raises(ValueError, match=r"got \(2, 2\) and \(1,\)"):
         LabelGraph(("cat", "dog"), torch.zeros(2, 2).int(), torch.zeros(1).int())

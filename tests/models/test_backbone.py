@@ -112,14 +112,18 @@ def test_weights_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_missing_weights_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no weights file .*nowhere\.pth\. Give an existing file of resnet18's weights"):
+    with pytest.raises(
+        ModelError, match=r"no weights file .*nowhere\.pth\. Give an existing file of resnet18's weights"
+    ):
         Backbone("resnet18", weights=tmp_path / "nowhere.pth")
 
 
 def test_weights_of_another_backbone(tmp_path: Path) -> None:
     path = tmp_path / "resnet10t.safetensors"
     save_file(timm.create_model("resnet10t", **SMALL).state_dict(), path)
-    with pytest.raises(ModelError, match=rf"{path} does not hold weights of 'resnet18' .* size mismatch .*name the back"):
+    with pytest.raises(
+        ModelError, match=rf"{path} does not hold weights of 'resnet18' .* size mismatch .*name the back"
+    ):
         Backbone("resnet18", weights=path)
 
 
@@ -145,7 +149,9 @@ def test_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) 
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(ModelError, match=r"'resnet18' could not be downloaded\. .*model\.weights=FILE.*model\.pretrained"):
+    with pytest.raises(
+        ModelError, match=r"'resnet18' could not be downloaded\. .*model\.weights=FILE.*model\.pretrained"
+    ):
         Backbone("resnet18", pretrained=True)
 
 

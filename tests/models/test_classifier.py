@@ -65,9 +65,7 @@ def test_joint_sees_labels_and_groups_but_not_the_assignment() -> None:
     torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize(
-    ("num_labels", "num_groups", "millions"), [(20, 4, 75.5), (80, 4, 264.4), (9605, 480, 31_744)]
-)
+@pytest.mark.parametrize(("num_labels", "num_groups", "millions"), [(20, 4, 75.5), (80, 4, 264.4), (9605, 480, 31_744)])
 def test_joint_grows_with_labels_times_width(num_labels: int, num_groups: int, millions: float) -> None:
     with torch.device("meta"):
         classifier = JointClassifier(num_labels, num_groups, 3 * 512)

@@ -23,7 +23,7 @@ def test_graph_attention_equals_a_plain_loop_over_nodes() -> None:
     for i, received in enumerate(layer(nodes, mask)):
         neighbours = [j for j in range(5) if mask[i, j]]
         scores = [
-            float(layer.attention_target @ projected[i] + layer.attention_source @ projected[j]) for j in neighbours
+            (layer.attention_target @ projected[i] + layer.attention_source @ projected[j]).item() for j in neighbours
         ]
         weights = [math.exp(score if score > 0 else 0.2 * score) for score in scores]
         mixed = sum(weight / sum(weights) * projected[j] for weight, j in zip(weights, neighbours, strict=True))

@@ -74,13 +74,14 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
     path = Path(path)
     if path.exists() and not (path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))):
         raise BundleError(f"{path} exists and is not a bundle; it is left alone. Give a new folder.")
-    # Tensors of their own memory, in one order: safetensors refuses shared memory.
+    # Tensors of their own memory, as safetensors refuses shared memory; one metadata key, as it shuffles several, and the
+    # same bundle should be the same file.
     state = {f"{_MODEL_PREFIX}{name}": _plain(value) for name, value in bundle.model.state_dict().items()}
     state[f"{_GRAPH_PREFIX}co_occurrence"] = _plain(bundle.label_graph.co_occurrence)
     state[f"{_GRAPH_PREFIX}label_counts"] = _plain(bundle.label_graph.label_counts)
     with replace_folder(path) as folder:
         try:
-            save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt", "library": "msrn"})
+            save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise MSRNError(f"{path} cannot be written: {error}. Free some space or give another folder.") from error
         text = json.dumps(bundle.config(), indent=2, ensure_ascii=False) + "\n"
@@ -183,9 +184,9 @@ def _label_graph(path: Path, config: Mapping[str, Any], tensors: Mapping[str, to
         both, counts = tensors[f"{_GRAPH_PREFIX}co_occurrence"], tensors[f"{_GRAPH_PREFIX}label_counts"]
     except KeyError as error:
         raise BundleError(f"{path / WEIGHTS_FILE} lacks {error}. Copy or save the bundle again.") from None
-    if len(counts) != len(labels):
+    if counts.numel() != len(labels):
         raise BundleError(
-            f"{path}: {CONFIG_FILE} names {len(labels)} labels, {WEIGHTS_FILE} was trained with {len(counts)}. "
+            f"{path}: {CONFIG_FILE} names {len(labels)} labels, {WEIGHTS_FILE} was trained with {counts.numel()}. "
             "Take both files from the same training run."
         )
     try:

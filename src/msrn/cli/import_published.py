@@ -105,7 +105,7 @@ def import_published(
         training={"origin": f"imported from {checkpoint.name}"},
     )
     save_bundle(bundle, out)
-    num_groups = model.label_group.num_groups
+    num_groups = len(model.group_embeddings())
     console = make_console(json_file)
     console.print(
         f"{len(label_names)} labels in {num_groups} groups: {', '.join(label_names)}", markup=False, highlight=False

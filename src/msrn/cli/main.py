@@ -44,20 +44,16 @@ def main() -> None:
     try:
         app()
     except MSRNError as error:
-        _fail(_one_line(error))
+        _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.", code=130)
     except BrokenPipeError:
         # The reader of our output has gone, as in `msrn predict ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-
-
-def _one_line(error: MSRNError) -> str:
-    text = str(error)
-    if "Original Traceback" in text:  # raised in a process that reads images: the last line holds the message
-        text = text.strip().splitlines()[-1].partition(": ")[2] or text
-    return " ".join(text.split())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. Check that the path is right, writable and has space left.")
 
 
 def _fail(message: str, *, code: int = 1) -> None:

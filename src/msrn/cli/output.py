@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
 def make_console(json_file: Path | None) -> Console:
     """A console on standard output, or on standard error where JSON goes to standard output."""
-    return Console(stderr=str(json_file) == "-")
+    return Console(stderr=str(json_file) == "-", emoji=False)
 
 
 def percent(value: float | None) -> str:
@@ -24,7 +25,7 @@ def percent(value: float | None) -> str:
 
 def print_evaluation(console: Console, report: dict[str, Any], *, title: str, by_label: bool = False) -> None:
     """Print the report of `msrn.metrics.evaluate_predictions`, in percent."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for name in ("", "mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"):
         table.add_column(name, justify="right")
     table.add_row("at 0.5", *(percent(report[name]) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")))
@@ -46,5 +47,5 @@ def print_evaluation(console: Console, report: dict[str, Any], *, title: str, by
         labels = Table("label", "AP", title="average precision a label", title_justify="left")
         labels.columns[1].justify = "right"
         for name, value in sorted(report["labels"].items(), key=lambda item: -(item[1] if item[1] is not None else -1)):
-            labels.add_row(name.replace("[", r"\["), percent(value))
+            labels.add_row(escape(name), percent(value))
         console.print(labels)

@@ -40,8 +40,9 @@ def train(
     result = train_recipe(loaded, out or Path("runs") / loaded.name, resume=resume, console=console)
     console.print(f"best epoch {result.best_epoch + 1}, validation mAP {100 * result.best_mAP:.2f}", highlight=False)
     if result.test is not None:
-        print_evaluation(console, result.test, title=f"{loaded.name}, test split '{loaded.data.test}', read once")
-    console.print(f"bundle: {result.bundle_dir}", highlight=False, soft_wrap=True)
+        split = result.training["splits"]["test"]["split"]
+        print_evaluation(console, result.test, title=f"{loaded.name}, test split '{split}', read once")
+    console.print(f"bundle: {result.bundle_dir}", markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
         summary = {"bundle": str(result.bundle_dir), "best_epoch": result.best_epoch, "val_mAP": result.best_mAP}
         write_json(json_file, {**summary, "test": result.test, "training": result.training})

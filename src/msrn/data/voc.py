@@ -6,9 +6,12 @@ import numpy as np
 
 from msrn.data.source import SPLITS, LabelledImages, Source
 from msrn.errors import DataError, SourceNotFoundError
-from msrn.labels.sets import LABEL_SETS
 
-VOC_LABELS = LABEL_SETS["voc2007"]
+# As LABEL_SETS["voc2007"]; `msrn.labels` imports torch, which readers do without.
+VOC_LABELS = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 
 # What the lists say -> our target. 0 marks labels of which VOC holds only objects it calls difficult.
 _TARGET_OF_LISTED = {"1": 1, "-1": 0, "0": -1}

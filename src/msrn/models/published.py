@@ -190,7 +190,7 @@ def read_published_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise PublishedFileError(f"{path} cannot be read: {error.strerror or error}. Give a readable file.") from None
     except Exception as error:  # a damaged file can fail in any way
-        refused = re.search(r"(?:GLOBAL|global) ([\w.]+) (?:was not|whose module)", str(error))
+        refused = re.search(r"(?:GLOBAL|global) ([\w.]*\w) (?:was not|whose module)", str(error))
         if refused:
             raise PublishedFileError(
                 f"{path} asks for {refused[1][:80]}. A checkpoint holds tensors and numbers only; nothing in this file "

@@ -15,7 +15,7 @@ from msrn.bundle import Bundle, load_bundle
 from msrn.data.images import read_image
 from msrn.data.loader import build_loader
 from msrn.data.source import LabelledImages
-from msrn.errors import UnreadableImageError
+from msrn.errors import ModelError, UnreadableImageError
 
 ImageLike = str | Path | Image.Image
 
@@ -121,9 +121,15 @@ class Predictor:
 
     @torch.inference_mode()
     def probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L"]:
-        """Probabilities of a batch that is already preprocessed, on the CPU in float64."""
+        """Probabilities of a batch that is already preprocessed, on the CPU in float64.
+
+        Raises:
+            ModelError: The output is not finite.
+        """
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.model(images)
+        if not torch.isfinite(logits).all():
+            raise ModelError("the model's output is not finite. Check its weights: training may have diverged.")
         return logits.double().sigmoid().cpu()
 
     def probs_of_split(

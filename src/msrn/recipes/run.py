@@ -1,6 +1,9 @@
 """Carry out a recipe: data, label graph, model, training, bundle, and the one look at the test split."""
 
+import json
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,11 @@ import torch
 from rich.console import Console
 
 from msrn.bundle import Bundle, save_bundle
+from msrn.bundle.bundle import CONFIG_FILE
 from msrn.data import LabelledImages, check_disjoint, hold_out, open_source, split_hash
 from msrn.data.loader import build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
-from msrn.errors import RecipeError, TrainingError
+from msrn.errors import DataError, RecipeError, TrainingError
 from msrn.files import write_json
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
 from msrn.models import build_model, count_parameters, use_channels_last
@@ -21,10 +25,17 @@ from msrn.predict import Predictor, evaluate
 from msrn.recipes.load import load_recipe, save_recipe
 from msrn.recipes.schema import Recipe
 from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, TrainerSettings, fit
+from msrn.training.callbacks import LAST_FILE
 
 # Splits are drawn once for a data set, not once a run: runs with different seeds share them.
 HOLD_OUT_SEED = 0
+# What a run folder holds.
 RECIPE_FILE = "recipe.yaml"
+SPLITS_FILE = "splits.json"
+METRICS_FILE = "metrics.csv"
+CHECKPOINT_DIR = "checkpoints"
+BUNDLE_DIR = "bundle"
+TEST_FILE = "test.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,18 @@ class Splits:
     val: LabelledImages
     test: LabelledImages | None
     val_origin: str
+
+    def named(self) -> dict[str, LabelledImages]:
+        """The splits that exist, by their use."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: images for name, images in parts.items() if images is not None}
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """What a run writes down about its splits: name in the source, number of images and hash."""
+        return {
+            name: {"split": images.split, "images": len(images), "sha256": split_hash(images)}
+            for name, images in self.named().items()
+        }
 
 
 @dataclass(frozen=True)
@@ -90,22 +113,30 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
     parts = [source.read(split) for split in data.train]
     train = parts[0] if len(parts) == 1 else _join(parts)
     has_own_val = "val" in source.splits and "val" not in (*data.train, data.test)
+    if not (train.target == 1).any():
+        raise DataError(f"no image of {' + '.join(data.train)} in {root} has a label. Label some, or choose another split.")
     val_split = ("val" if has_own_val else "held_out") if data.val == "auto" else data.val
     if val_split != "held_out":
         val, val_origin = source.read(val_split), f"split {val_split}"
     else:
         train, val = hold_out(train, fraction=data.val_fraction, seed=HOLD_OUT_SEED)
         val_origin = f"{len(val)} images held out of {' + '.join(data.train)}"
-    has_test = data.test is not None and (data.test in source.splits or "test" in recipe.data.model_fields_set)
-    test = source.read(data.test) if has_test and data.test is not None else None
-    check_disjoint(*(images for images in (train, val, test) if images is not None))
-    return Splits(train, val, test, val_origin)
+    has_own_test = "test" in source.splits and "test" not in (*data.train, data.val)
+    test_split = ("test" if has_own_test else None) if data.test == "auto" else data.test
+    test = source.read(test_split) if test_split is not None else None
+    if not (val.target == 1).any():
+        raise DataError(f"no validation image ({val_origin}) has a label, so no epoch can be chosen. Add images with labels.")
+    splits = Splits(train, val, test, val_origin)
+    check_disjoint(*splits.named().values())
+    return splits
 
 
 def can_resume(recipe: Recipe, run_dir: Path) -> bool:
     """Whether the folder holds a started run of exactly this recipe."""
-    saved = run_dir / RECIPE_FILE
-    return saved.is_file() and (run_dir / "checkpoints" / "last.ckpt").is_file() and load_recipe(saved) == recipe
+    try:
+        return _has_checkpoint(run_dir) and load_recipe(run_dir / RECIPE_FILE) == recipe
+    except RecipeError:
+        return False
 
 
 def train_recipe(
@@ -113,8 +144,9 @@ def train_recipe(
 ) -> RunResult:
     """Train by a recipe into a run folder.
 
-    The folder holds `recipe.yaml` (resolved), `metrics.csv`, `checkpoints/`, `bundle/` (best epoch by validation mAP) and
-    `test.json` where the recipe names a test split.
+    The folder holds `recipe.yaml` (resolved), `splits.json` (their hashes), `metrics.csv`, `checkpoints/`, `bundle/` (best
+    epoch by validation mAP) and `test.json` where there is a test split. A run that fails before its first epoch has ended
+    leaves nothing; one that is finished already is read back as it is.
 
     Raises:
         TrainingError: The folder already holds a run and `resume` is not set, or the other way round, or the loss is not finite.
@@ -123,7 +155,22 @@ def train_recipe(
     """
     run_dir = Path(run_dir)
     _check_run_dir(recipe, run_dir, resume=resume)
+    if resume and (finished := _finished_run(run_dir)) is not None:
+        return finished
     splits = read_splits(recipe, console)
+    try:
+        return _train(recipe, splits, run_dir, console)
+    except BaseException:
+        if not _has_checkpoint(run_dir) and not (run_dir / BUNDLE_DIR).exists():  # nothing to resume or to look at
+            for name in (RECIPE_FILE, SPLITS_FILE, METRICS_FILE):
+                (run_dir / name).unlink(missing_ok=True)
+            shutil.rmtree(run_dir / CHECKPOINT_DIR, ignore_errors=True)
+            with suppress(OSError):
+                run_dir.rmdir()
+        raise
+
+
+def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | None) -> RunResult:
     torch.manual_seed(recipe.trainer.seed)
     label_graph = LabelGraph.from_target(
         torch.from_numpy(splits.train.target), splits.train.label_names, threshold=recipe.labels.threshold
@@ -133,13 +180,19 @@ def train_recipe(
     pretrained = {"pretrained": recipe.model.pretrained, "weights": recipe.model.weights}
     model = build_model({**architecture, **pretrained}, label_graph, vectors)
     use_channels_last(model)
+    record = splits.record()
+    has_checkpoint = _has_checkpoint(run_dir)
+    if has_checkpoint:
+        _check_same_splits(record, run_dir)
     save_recipe(recipe, run_dir / RECIPE_FILE)
+    write_json(run_dir / SPLITS_FILE, record)
     if console is not None:
         console.print(
             f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
             f"train {len(splits.train)} images, val {len(splits.val)} ({splits.val_origin}), "
             f"test {len(splits.test) if splits.test else 'none'}; {label_graph.num_labels} labels, {label_graph.num_edges} edges",
             highlight=False,
+            markup=False,
         )
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     transform = TrainTransform(preprocessing, crop_scale=recipe.data.crop_scale, flip=recipe.data.flip)
@@ -154,9 +207,10 @@ def train_recipe(
         optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
         schedule=ScheduleSettings(**recipe.schedule.model_dump()),
         image_paths=splits.train.paths,
+        val_image_paths=splits.val.paths,
     )
     settings = TrainerSettings(**recipe.trainer.model_dump())
-    result = fit(module, settings, train_loader, val_loader, run_dir, resume=resume, console=console)
+    result = fit(module, settings, train_loader, val_loader, run_dir, resume=has_checkpoint, console=console)
     model.load_state_dict(result.state_dict)
     training: dict[str, Any] = {
         "recipe_name": recipe.name,
@@ -165,23 +219,48 @@ def train_recipe(
         "val_mAP": result.best_mAP,
         "train_seconds": round(result.seconds, 1),
         "parameters": count_parameters(model),
-        "splits": {
-            name: {"images": len(images), "sha256": split_hash(images)}
-            for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.test))
-            if images is not None
-        },
+        "splits": record,
         "recipe": recipe.model_dump(mode="json"),
     }
+    # A bundle is shared: no path of this machine goes into it.
     if recipe.model.weights is not None:
         training["recipe"]["model"]["weights"] = Path(recipe.model.weights).name
     training["recipe"]["data"]["root"] = Path(recipe.data.root).name
     bundle = Bundle(model.eval(), label_graph, architecture, preprocessing, training=training)
-    bundle_dir = save_bundle(bundle, run_dir / "bundle")
+    bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)
     test = None
     if splits.test is not None:
         test = evaluate(Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers)
-        write_json(run_dir / "test.json", {**test, "split": splits.test.split, "sha256": split_hash(splits.test)})
+        write_json(run_dir / TEST_FILE, test)
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
+
+
+def _has_checkpoint(run_dir: Path) -> bool:
+    return (run_dir / CHECKPOINT_DIR / LAST_FILE).is_file()
+
+
+def _finished_run(run_dir: Path) -> RunResult | None:
+    """What a run left that has nothing more to do, or None."""
+    try:
+        training = json.loads((run_dir / BUNDLE_DIR / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
+        has_test = "test" in training["splits"]
+        test = json.loads((run_dir / TEST_FILE).read_text(encoding="utf-8")) if has_test else None
+        return RunResult(run_dir, run_dir / BUNDLE_DIR, training["best_epoch"], training["val_mAP"], test, training)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _check_same_splits(record: dict[str, dict[str, Any]], run_dir: Path) -> None:
+    try:
+        before = json.loads((run_dir / SPLITS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{run_dir / SPLITS_FILE} cannot be read: {error}. Start a new run with another --out.") from None
+    changed = [name for name in {**before, **record} if before.get(name) != record.get(name)]
+    if changed:
+        raise DataError(
+            f"the data has changed since {run_dir} was started (different: {', '.join(changed)}). "
+            "Bring back the data it was started with, or start a new run with another --out."
+        )
 
 
 def _join(parts: list[LabelledImages]) -> LabelledImages:

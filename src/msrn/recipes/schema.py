@@ -20,7 +20,7 @@ PoolingName = Literal["max", "avg", "none"]
 class Section(BaseModel):
     """Strict and unchangeable: a key that is not listed is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataRecipe(Section):

@@ -1,0 +1,346 @@
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from msrn.bundle import Bundle, bundle, load_bundle, save_bundle
+from msrn.data.transforms import Preprocessing
+from msrn.errors import BundleError, MSRNError
+from msrn.labels import LabelGraph
+from msrn.models import PUBLISHED, build_model
+
+TINY = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 8, 8], "stem_width": 8}}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "default": {"name": "msrn", **TINY, "dim": 8},
+    "published": {"name": "msrn", **PUBLISHED, "backbone": "resnet18", "dim": 16, "classifier_dim": 8},
+    "pooled": {"name": "pooled", **TINY, "pooling": "max"},
+}
+FILES = ["README.md", "config.json", "model.safetensors"]
+
+
+def make(label_graph: LabelGraph, name: str = "default", seed: int = 0) -> Bundle:
+    torch.manual_seed(seed)
+    model = build_model(ARCHITECTURES[name], label_graph)
+    model.train()(torch.rand(2, 3, 64, 64))  # batch norms that have seen something
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    preprocessing = Preprocessing((64, 96), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic")
+    training = {"recipe_name": "tiny", "val_mAP": 0.5, "recipe": {"name": "tiny"}}
+    return Bundle(model.eval(), label_graph, ARCHITECTURES[name], preprocessing, threshold=0.3, training=training)
+
+
+def predict(one: Bundle) -> torch.Tensor:
+    with torch.inference_mode():
+        return one.model(torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.fixture(scope="module")
+def saved(label_graph: LabelGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that tests only read."""
+    return save_bundle(make(label_graph), tmp_path_factory.mktemp("saved") / "bundle")
+
+
+@pytest.fixture
+def path(saved: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "bundle"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+# Save and load
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loaded_bundle_gives_identical_logits(label_graph: LabelGraph, tmp_path: Path, name: str) -> None:
+    original = make(label_graph, name)
+    assert save_bundle(original, tmp_path / "new" / "bundle") == tmp_path / "new" / "bundle"
+    loaded = load_bundle(str(tmp_path / "new" / "bundle"))
+    assert torch.equal(predict(loaded), predict(original))
+    assert loaded.config() == json.loads(json.dumps(original.config()))
+    assert loaded.label_names == label_graph.label_names
+    assert torch.equal(loaded.label_graph.adjacency, label_graph.adjacency)
+    assert loaded.preprocessing == original.preprocessing
+    assert not loaded.model.training
+    assert (loaded.threshold, loaded.training) == (0.3, original.training)
+
+
+def test_holds_no_pickle(saved: Path) -> None:
+    assert sorted(file.name for file in saved.iterdir()) == FILES
+    assert "# MSRN on resnet10t, 6 labels" in (saved / "README.md").read_text()
+
+
+def test_saved_again_it_is_the_same_to_the_byte(saved: Path, tmp_path: Path) -> None:
+    again = save_bundle(load_bundle(saved), tmp_path / "again")
+    for name in FILES:
+        assert (again / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_channels_last_and_shared_weights_are_saved_plainly(label_graph: LabelGraph, tmp_path: Path) -> None:
+    original = make(label_graph)
+    original.model.to(memory_format=torch.channels_last)
+    original.model.classifier.group_weight = original.model.classifier.label_weight
+    loaded = load_bundle(save_bundle(original, tmp_path / "bundle"))
+    torch.testing.assert_close(predict(loaded), predict(original), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_of_every_script(tmp_path: Path) -> None:
+    graph = LabelGraph.from_target(torch.eye(3).int(), ["chat noir", "猫", 'a "cat"\n'])
+    loaded = load_bundle(save_bundle(make(graph), tmp_path / "bundle"))
+    assert loaded.label_names == graph.label_names
+
+
+# Writing
+
+
+def test_an_older_bundle_is_replaced(label_graph: LabelGraph, path: Path) -> None:
+    newer = make(label_graph, "pooled", seed=1)
+    (path / "notes.txt").write_text("old")
+    save_bundle(newer, path)
+    assert sorted(file.name for file in path.iterdir()) == FILES
+    assert torch.equal(predict(load_bundle(path)), predict(newer))
+    assert [file.name for file in path.parent.iterdir()] == ["bundle"]
+
+
+def test_an_empty_folder_is_filled(label_graph: LabelGraph, tmp_path: Path) -> None:
+    assert load_bundle(save_bundle(make(label_graph), tmp_path)).threshold == 0.3
+
+
+def test_what_is_no_bundle_is_left_alone(label_graph: LabelGraph, tmp_path: Path) -> None:
+    photos, notes = tmp_path / "photos", tmp_path / "notes.txt"
+    photos.mkdir()
+    for file in (photos / "a.jpg", notes):
+        file.write_text("precious")
+    for path in (photos, notes):
+        with pytest.raises(
+            BundleError, match=rf"{path} exists and is not a bundle; it is left alone\. Give a new folder"
+        ):
+            save_bundle(make(label_graph), path)
+    assert (photos / "a.jpg").read_text() == notes.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "raised"),
+    [
+        ("save_file", OSError(28, "No space left on device"), MSRNError),
+        ("save_file", SafetensorError("I/O error: No space left on device"), MSRNError),
+        ("model_card", OSError(28, "No space left on device"), MSRNError),
+        ("model_card", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_save_that_fails_leaves_the_old_bundle_whole(
+    label_graph: LabelGraph, path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error, raised
+) -> None:
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bundle, function, fail)
+    with pytest.raises(raised, match="cannot be written: .*No space left" if raised is MSRNError else None):
+        save_bundle(make(label_graph, seed=1), path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert [file.name for file in path.parent.iterdir()] == ["bundle"]
+
+
+# Damage
+
+
+def test_missing_folder_and_file_instead_of_a_folder(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"nowhere does not exist\. A bundle is the folder that training writes"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="model.safetensors is not a folder"):
+        load_bundle(path / "model.safetensors")
+
+
+def test_missing_files(path: Path) -> None:
+    (path / "README.md").unlink()  # for people only
+    load_bundle(path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match="has no model.safetensors, so it is not a whole bundle"):
+        load_bundle(path)
+    (path / "config.json").unlink()
+    with pytest.raises(BundleError, match="has no config.json, so it is not a bundle"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
+def test_truncated_weights(path: Path, kept: float) -> None:
+    weights = path / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    with pytest.raises(BundleError, match=r"model\.safetensors is damaged: .*\. Copy or save the bundle again"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", "[]", "null", '"text"', "{}", '{"labels": NaN'])
+def test_config_that_is_not_json_or_not_ours(path: Path, text: str) -> None:
+    (path / "config.json").write_text(text)
+    with pytest.raises(BundleError, match=r"config\.json (cannot be read|lacks format_version)"):
+        load_bundle(path)
+
+
+def test_config_in_another_encoding(path: Path) -> None:
+    (path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BundleError, match="cannot be read: .*codec"):
+        load_bundle(path)
+
+
+def test_missing_keys_are_named(path: Path) -> None:
+    edit(path, lambda config: [config.pop(key) for key in ("labels", "threshold")])
+    with pytest.raises(BundleError, match=r"config\.json lacks labels, threshold"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("version", [2, "1", None, 0])
+def test_other_format_version(path: Path, version: object) -> None:
+    edit(path, lambda config: config.update(format_version=version))
+    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads format 1\. Update msrn"):
+        load_bundle(path)
+
+
+def test_other_number_of_labels(path: Path) -> None:
+    edit(path, lambda config: config["labels"].append("owl"))
+    with pytest.raises(BundleError, match=r"names 7 labels, model\.safetensors was trained with 6\. Take both files"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("options", [{"dim": 16}, {"num_stages": 2}, {"classifier": "joint", "classifier_dim": 4}])
+def test_weights_of_another_architecture(path: Path, options: dict[str, Any]) -> None:
+    edit(path, lambda config: config["architecture"].update(options))
+    with pytest.raises(BundleError, match=r"does not fit the architecture in config\.json: .* Take both files"):
+        load_bundle(path)
+
+
+@pytest.mark.usefixtures("typing_off")
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"name": "transformer"}, "an architecture is named 'msrn' or 'pooled', got 'transformer'"),
+        ({"name": "msrn", "backbone": "resnet81"}, "timm knows no model 'resnet81'"),
+        ({"name": "msrn", "colour": 1}, "unexpected keyword argument 'colour'"),
+        ({"name": "msrn", "backbone": "resnet10t", "dim": "wide"}, "no model that can be built"),
+        ({"name": "msrn", "backbone": "resnet10t", "dim": -1}, "no model that can be built"),
+        ({"name": "msrn", "backbone": 7}, "no model that can be built"),
+        (
+            {"name": "msrn", "backbone": "resnet10t", "backbone_options": {"checkpoint_path": "x"}},
+            "no option checkpoint_",
+        ),
+    ],
+)
+def test_architecture_that_cannot_be_built(path: Path, architecture: dict[str, Any], message: str) -> None:
+    edit(path, lambda config: config.update(architecture=architecture))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(path)
+
+
+def test_config_cannot_make_it_read_other_weights(path: Path) -> None:
+    before = predict(load_bundle(path))
+    edit(path, lambda config: config["architecture"].update(pretrained=True, weights="/etc/passwd"))
+    assert torch.equal(predict(load_bundle(path)), before)
+
+
+@pytest.mark.parametrize("missing", ["model.classifier.bias", "label_graph.label_counts"])
+def test_missing_tensor(path: Path, missing: str) -> None:
+    tensors = load_file(path / "model.safetensors")
+    del tensors[missing]
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(
+        BundleError, match=rf"model\.safetensors (lacks|does not fit).*{missing.removeprefix('model.')}"
+    ):
+        load_bundle(path)
+
+
+@pytest.mark.usefixtures("typing_off")
+@pytest.mark.parametrize("shape", [(), (3,), (6, 2, 2), (5, 4)])
+@pytest.mark.parametrize(
+    "name", ["model.label_group.word_vectors", "label_graph.co_occurrence", "label_graph.label_counts"]
+)
+def test_tensor_of_another_shape(path: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensors = load_file(path / "model.safetensors")
+    tensors[name] = torch.zeros(shape, dtype=tensors[name].dtype)
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(BundleError):
+        load_bundle(path)
+
+
+@pytest.mark.usefixtures("typing_off")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("size", value) for value in (None, 64, [64], [64, 0], [64, 64.5], ["64", "64"], [64, True])],
+        *[("mean", value) for value in ([0.5], "grey", [0, 0, None], [0, 0, 10**400], {"r": 1})],
+        *[("std", value) for value in ([0, 1, 1], [-1, 1, 1], None, [1, 1, float("nan")])],
+        *[("interpolation", value) for value in ("nearest", 2, None, ["bicubic"])],
+    ],
+)
+def test_impossible_preprocessing_is_named(path: Path, key: str, value: object) -> None:
+    edit(path, lambda config: config["preprocessing"].update({key: value}))
+    with pytest.raises(BundleError, match=rf"preprocessing holds {key} = .* Expected size \(height and width\)"):
+        load_bundle(path)
+
+
+def test_unknown_preprocessing_is_refused(path: Path) -> None:
+    edit(path, lambda config: config["preprocessing"].update(rotate=90))
+    with pytest.raises(BundleError, match="preprocessing has other keys than expected: .*'rotate'"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("threshold", [None, "0.5", [0.5], -0.1, 1.5, True, float("nan"), 10**400])
+def test_impossible_threshold(path: Path, threshold: object) -> None:
+    edit(path, lambda config: config.update(threshold=threshold))
+    with pytest.raises(BundleError, match="threshold is a probability, got"):
+        load_bundle(path)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 40)
+    | st.floats()
+    | st.sampled_from(["", "msrn", "resnet10t", "avg", "x"]),
+    lambda values: (
+        st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["name", "size", "x"]), values, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+def paths_of(config: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where every value of the configuration stands."""
+    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    return [place for key, value in items for place in ((*above, key), *paths_of(value, (*above, key)))]
+
+
+@pytest.mark.usefixtures("typing_off")
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_anywhere_in_the_config_loads_or_is_a_bundle_error(path: Path, saved: Path, data) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    changed = copy.deepcopy(config)
+    place = data.draw(st.sampled_from(paths_of(config)))
+    section = changed
+    for key in place[:-1]:
+        section = section[key]
+    section[place[-1]] = data.draw(json_values)
+    (path / "config.json").write_text(json.dumps(changed))
+    try:
+        loaded = load_bundle(path)
+    except BundleError as error:
+        assert str(error).startswith(str(path))
+    else:
+        assert predict(loaded).shape == (2, 6)
