@@ -44,7 +44,7 @@ def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | No
     figure = Figure(figsize=(1.35 * side, side))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
-    axes.margins(0.12)
+    axes.margins(0.05)
     positions = networkx.kamada_kawai_layout(graph.to_undirected(), weight="length")
     shown = [(i, j) for i, j, data in graph.edges(data=True) if data["is_edge"]]
     networkx.draw_networkx_edges(
@@ -59,9 +59,11 @@ def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | No
         connectionstyle="arc3,rad=0.08",
     )
     networkx.draw_networkx_nodes(graph, positions, ax=axes, node_size=sizes, node_color=colours, edgecolors="white")
-    names = dict(enumerate(label_graph.label_names))
-    offset = {node: (x, y - 0.085) for node, (x, y) in positions.items()}
-    networkx.draw_networkx_labels(graph, offset, names, ax=axes, font_size=10, font_color="#1f2733")
+    for node, name in enumerate(label_graph.label_names):
+        below = (0.0, -math.sqrt(sizes[node]) / 2 - 2)  # points from the disc's centre
+        axes.annotate(
+            name, positions[node], below, textcoords="offset points", ha="center", va="top", fontsize=11, color="#1f2733"
+        )
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": "Label graph"})
     svg = text.getvalue()
