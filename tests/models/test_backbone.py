@@ -72,9 +72,9 @@ def test_nonsense_gets_no_suggestion() -> None:
 
 
 def test_unknown_tag_and_unknown_option() -> None:
-    with pytest.raises(ModelError, match="cannot build 'resnet18.nope' .*Invalid pretrained tag"):
+    with pytest.raises(ModelError, match=r"cannot build 'resnet18.nope' .*Invalid pretrained tag"):
         Backbone("resnet18.nope")
-    with pytest.raises(ModelError, match="cannot build 'resnet18' with nonsense=3: .*Remove the option"):
+    with pytest.raises(ModelError, match=r"cannot build 'resnet18' with nonsense=3: .*Remove the option"):
         Backbone("resnet18", nonsense=3)
 
 

@@ -110,7 +110,7 @@ def test_size_does_not_depend_on_the_number_of_labels(label_graph: LabelGraph) -
 
 @pytest.mark.usefixtures("typing_off")
 def test_errors_name_both_numbers(label_graph: LabelGraph) -> None:
-    with pytest.raises(ValueError, match="5 word vectors and a label graph of 6 labels. Give one vector a label"):
+    with pytest.raises(ValueError, match=r"5 word vectors and a label graph of 6 labels. Give one vector a label"):
         LabelGroupEmbedding(torch.rand(5, 4), label_graph.adjacency, num_groups=2)
     with pytest.raises(ValueError, match="num_groups is at least 1, got 0"):
         make(label_graph, num_groups=0)

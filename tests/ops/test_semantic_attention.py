@@ -69,7 +69,7 @@ class TestEveryBackend:
         channels_last = features.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
         strided = torch.stack([features.detach()] * 2, dim=-1)[..., 0].requires_grad_()
         transposed = embeddings.detach().T.contiguous().T.requires_grad_()
-        assert not (strided.is_contiguous() or transposed.is_contiguous() or channels_last.is_contiguous())
+        assert not any(tensor.is_contiguous() for tensor in (strided, transposed, channels_last))
         for case in ((channels_last, embeddings), (strided, transposed)):
             for received, wanted in zip(run(*case, backend), expected, strict=True):
                 torch.testing.assert_close(received, wanted)

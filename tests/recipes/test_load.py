@@ -136,7 +136,7 @@ def test_file_that_is_not_yaml(file: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["model: 3", "model:\n", "data: [a]", "1: 2", "null: 1"])
 def test_sections_that_are_no_sections(file: Path, text: str) -> None:
     file.write_text(text)
-    with pytest.raises(RecipeError, match="recipe '.*mine.yaml': "):
+    with pytest.raises(RecipeError, match=r"recipe '.*mine.yaml': "):
         load_recipe(file)
 
 

@@ -33,7 +33,7 @@ class StageProjection(nn.Module):
         super().__init__()
         self.buffer = nn.Conv2d(in_channels, in_channels, 1) if has_buffer else nn.Identity()
         self.pooling = pooling
-        self.projection = nn.Conv2d(in_channels, dim, 1)
+        self.projection = nn.Conv2d(in_channels, dim, 1, bias=not normalize)  # a norm would cancel the bias
         self.norm = nn.BatchNorm2d(dim) if normalize else nn.Identity()
 
     def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
