@@ -1,0 +1,78 @@
+"""README and docs name only what exists: commands, options, recipe keys, files, Python names."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+import msrn
+from msrn.cli.main import app
+from msrn.recipes import list_recipes
+from msrn.recipes.schema import known_keys
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES = sorted((ROOT / "src").rglob("recipes/*.yaml"))
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every indented or commented line that starts with `msrn`, as words; continuation lines are joined."""
+    joined = text.replace("\\\n", " ")
+    return [shlex.split(line.split(" | ")[0]) for line in re.findall(r"^(?: {4,}|#\s+)msrn (.+)$", joined, re.MULTILINE)]
+
+
+def check_command(words: list[str]) -> None:
+    group = typer.main.get_command(app)
+    context = click.Context(group)
+    command = group.get_command(context, words[0])
+    assert command is not None, f"no command {words[0]}"
+    options = {name for parameter in command.params for name in parameter.opts}
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word in options, f"msrn {words[0]} has no {word}"
+        elif "=" in word:
+            assert word.split("=")[0] in known_keys(), f"no recipe key {word}"
+    if words[0] == "train" and not words[1].endswith(".yaml"):
+        assert words[1] in list_recipes()
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: page.name)
+def test_commands_options_and_keys_exist(page):
+    for words in command_lines(page.read_text(encoding="utf-8")):
+        check_command(words)
+
+
+def test_epilogs_hold_commands_that_exist():
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        examples = re.findall(r"^ {2}msrn (.+)$", command.epilog or "", re.MULTILINE)
+        assert examples, f"msrn {name} --help shows no example"
+        for line in examples:
+            check_command(shlex.split(line.split(" | ")[0]))
+
+
+def test_every_recipe_opens_with_its_command():
+    assert RECIPES
+    for path in RECIPES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("# ")
+        assert any(f"msrn train {path.stem}" in line for line in lines[:3])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_python_in_the_readme_uses_public_names():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+        for name in re.findall(r"\bmsrn\.(\w+)", block):
+            assert name in msrn.__all__
