@@ -4,7 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -26,7 +25,7 @@ def command_lines(text: str) -> list[list[str]]:
 
 def check_command(words: list[str]) -> None:
     group = typer.main.get_command(app)
-    context = click.Context(group)
+    context = typer.Context(group)
     command = group.get_command(context, words[0])
     assert command is not None, f"no command {words[0]}"
     options = {name for parameter in command.params for name in parameter.opts}

@@ -3,7 +3,6 @@
 import os
 import sys
 
-import click
 import typer
 
 import msrn
@@ -19,7 +18,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(value: bool) -> None:
+def _show_version(value: bool | None) -> None:
     if value:
         typer.echo(f"msrn {msrn.__version__}")
         raise typer.Exit
@@ -27,7 +26,7 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+    version: bool | None = typer.Option(None, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Multi-label image classification that knows how labels relate."""
 
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def _fail(message: str, *, code: int = 1) -> None:
-    click.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {message}", err=True)
     sys.exit(code)
 
 

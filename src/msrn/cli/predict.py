@@ -30,7 +30,6 @@ def predict(
 
     An image that cannot be read is reported, the rest go on, and the exit code is 1.
     """
-    import click
     from rich.progress import Progress
 
     from msrn.cli.output import make_console
@@ -49,10 +48,10 @@ def predict(
             writer.write(prediction.to_dict())
             if prediction.error is not None:
                 num_failed += 1
-                click.echo(f"error: {prediction.error}", err=True)
+                typer.echo(f"error: {prediction.error}", err=True)
             elif json_file is None:
                 labels = ", ".join(f"{label.name} {label.probability:.2f}" for label in prediction.labels)
                 console.print(f"{prediction.path}: {labels or '(no label above the threshold)'}", markup=False, soft_wrap=True)
     if num_failed:
-        click.echo(f"error: {num_failed} of {len(paths)} images could not be read; the others are done.", err=True)
+        typer.echo(f"error: {num_failed} of {len(paths)} images could not be read; the others are done.", err=True)
         raise typer.Exit(1)

@@ -1,0 +1,286 @@
+"""The commands as people and programs use them: what they print, what they write, how they fail."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msrn.cli import main as cli
+
+LABELS = ("bright", "dark", "red")
+TINY = [
+    "data.size=[32,32]",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "model.backbone=resnet10t",
+    "model.backbone_options={channels: [8, 8, 16, 16]}",
+    "model.dim=8",
+    "trainer.max_epochs=1",
+]
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `msrn ARGUMENTS`."""
+    code = 0
+    argv, sys.argv = sys.argv, ["msrn", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def check_error(result: tuple[int, str, str], *words: str) -> None:
+    """One line on standard error that holds the words, a non-zero exit code, no traceback."""
+    code, out, err = result
+    assert code == 1, (code, out, err)
+    assert "Traceback" not in out + err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def write_images(folder: Path, *, num_train: int = 12, num_val: int = 6, num_test: int = 6) -> Path:
+    """A CSV of squares whose labels are plain to see."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    rows = ["path,labels,split"]
+    for split, count in (("train", num_train), ("val", num_val), ("test", num_test)):
+        for index in range(count):
+            is_bright, is_red = index % 2 == 0, index % 3 == 0
+            colour = np.array([220 if is_red else 20, 20, 20]) + (35 if is_bright else 0)
+            pixels = np.clip(colour + rng.integers(-10, 10, (40, 48, 3)), 0, 255).astype(np.uint8)
+            name = f"images/{split}-{index:02d}.png"
+            Image.fromarray(pixels).save(folder / name)
+            labels = ["bright" if is_bright else "dark", *(["red"] if is_red else [])]
+            rows.append(f"{name},{'|'.join(labels)},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def bundle(data, tmp_path_factory) -> Path:
+    """A bundle trained by the program itself, in another process."""
+    out = tmp_path_factory.mktemp("runs") / "squares"
+    command = [sys.executable, "-m", "msrn.cli.main", "train", "scenes", f"data.root={data}", *TINY, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "read once" in done.stdout
+    return out / "bundle"
+
+
+def test_version_and_help(capsys):
+    assert run(capsys, "--version")[1].startswith("msrn ")
+    for command in ("demo", "train", "evaluate", "predict", "import-published"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "Examples:" in out
+
+
+def test_help_loads_no_heavy_library():
+    code = (
+        "import sys, msrn, msrn.cli.main\n"
+        "sys.argv = ['msrn', '--help']\n"
+        "try: msrn.cli.main.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'timm', 'torchvision', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_leaves_recipe_metrics_checkpoints_and_bundle(bundle):
+    run_dir = bundle.parent
+    assert {path.name for path in bundle.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert (run_dir / "metrics.csv").read_text().count("\n") == 2
+    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
+    assert "max_epochs: 1" in (run_dir / "recipe.yaml").read_text()
+    assert json.loads((run_dir / "test.json").read_text())["num_images"] == 6
+
+
+def test_evaluate_writes_what_a_program_reads(capsys, bundle, data):
+    code, out, _ = run(capsys, "evaluate", bundle, "--data", data, "--split", "test", "--json", "-")
+    report = json.loads(out)
+    assert code == 0
+    names = ["mAP", *(f"{name}{top}" for top in ("", "_top3") for name in ("CP", "CR", "CF1", "OP", "OR", "OF1"))]
+    names += ["coverage_error", "label_ranking_average_precision", "ranking_loss"]
+    assert all(isinstance(report[name], float) for name in names)
+    assert report["labels"].keys() == set(LABELS)
+    assert (report["split"], report["num_images"]) == ("test", 6)
+
+
+def test_evaluate_takes_a_table_of_one_column_a_label_and_names_labels_without_positives(capsys, bundle, data, tmp_path):
+    table = tmp_path / "columns.csv"
+    rows = [f"{data / 'images' / f'test-{index:02d}.png'},{index % 2},?" for index in range(4)]
+    table.write_text("\n".join(["path,dark,red", *rows]) + "\n")
+    code, out, _ = run(capsys, "evaluate", bundle, "--data", table, "--split", "train", "--json", "-")
+    report = json.loads(out)
+    assert code == 0
+    assert report["labels_without_positives"] == ["bright", "red"]
+    assert report["num_unknown"] == 8  # no column for "bright", and nothing but "?" for "red"
+
+
+def test_predict_writes_json_lines_best_first(capsys, bundle, data):
+    code, out, _ = run(capsys, "predict", bundle, data / "images", "--top", "2", "--json", "-")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert len(rows) == 24
+    for row in rows:
+        probabilities = [label["probability"] for label in row["labels"]]
+        assert len(probabilities) == 2
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert Path(row["path"]).is_file()
+
+
+def test_predict_keeps_labels_from_the_threshold_up(capsys, bundle, data):
+    image = data / "images" / "test-00.png"
+    everything = json.loads(run(capsys, "predict", bundle, image, "--threshold", "0", "--json", "-")[1])["labels"]
+    assert {label["name"] for label in everything} == set(LABELS)
+    least = everything[1]["probability"]
+    kept = json.loads(run(capsys, "predict", bundle, image, "--threshold", str(least), "--json", "-")[1])["labels"]
+    assert kept == everything[:2]
+
+
+def test_predict_reports_an_unreadable_image_and_goes_on(capsys, bundle, data, tmp_path):
+    good = data / "images" / "test-00.png"
+    cut = tmp_path / "cut.jpg"
+    Image.open(good).convert("RGB").save(cut)
+    cut.write_bytes(cut.read_bytes()[:200])
+    out_file = tmp_path / "tags.jsonl"
+    code, _, err = run(capsys, "predict", bundle, cut, good, "--json", out_file)
+    rows = [json.loads(line) for line in out_file.read_text().splitlines()]
+    assert code == 1
+    assert "cut.jpg" in err
+    assert "Traceback" not in err
+    assert [bool(row.get("error")) for row in rows] == [True, False]
+    assert rows[1]["path"] == str(good)
+
+
+def test_predict_names_a_missing_image_and_an_empty_folder(capsys, bundle, tmp_path):
+    check_error(run(capsys, "predict", bundle, tmp_path / "none.jpg"), "none.jpg")
+    (tmp_path / "empty").mkdir()
+    check_error(run(capsys, "predict", bundle, tmp_path / "empty"), "empty")
+
+
+def test_a_missing_folder_is_named(capsys, bundle, tmp_path):
+    missing = tmp_path / "nowhere"
+    check_error(run(capsys, "train", "scenes", f"data.root={missing}", "--out", tmp_path / "run"), "nowhere")
+    assert not (tmp_path / "run").exists()
+    check_error(run(capsys, "evaluate", bundle, "--data", missing), "nowhere")
+    check_error(run(capsys, "evaluate", missing, "--data", missing), "nowhere", "bundle")
+
+
+def test_an_empty_or_unknown_split_is_named_with_those_that_exist(capsys, bundle, data, tmp_path):
+    table = tmp_path / "train-only.csv"
+    table.write_text(f"path,labels,split\n{data / 'images' / 'test-00.png'},bright,train\n")
+    check_error(run(capsys, "evaluate", bundle, "--data", table, "--split", "test"), "no split 'test'", "train")
+    check_error(run(capsys, "evaluate", bundle, "--data", data, "--split", "holdout"), "no split 'holdout'")
+
+
+def test_a_label_that_the_model_does_not_know_is_named_with_the_nearest(capsys, bundle, data, tmp_path):
+    table = tmp_path / "typo.csv"
+    table.write_text(f"path,labels,split\n{data / 'images' / 'test-00.png'},brigth,test\n")
+    check_error(run(capsys, "evaluate", bundle, "--data", table), "'brigth'", "'bright'")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_truncated_jpeg_stops_training_with_its_name(capsys, tmp_path, num_workers):
+    folder = write_images(tmp_path / "data", num_train=8, num_val=4, num_test=2)
+    image = folder / "images" / "train-03.png"
+    jpeg = Image.open(image).convert("RGB")
+    jpeg.save(image, "JPEG")
+    image.write_bytes(image.read_bytes()[:300])
+    out = tmp_path / "run"
+    result = run(capsys, "train", "scenes", f"data.root={folder}", *TINY, f"data.num_workers={num_workers}", "--out", out)
+    check_error(result, "train-03.png")
+    assert not (out / "bundle").exists()
+
+
+def test_a_truncated_jpeg_stops_evaluation_with_its_name(capsys, bundle, tmp_path):
+    folder = write_images(tmp_path / "data", num_train=1, num_val=1, num_test=3)
+    image = folder / "images" / "test-01.png"
+    image.write_bytes(image.read_bytes()[:60])
+    out = tmp_path / "report.json"
+    for workers in (0, 1):
+        result = run(capsys, "evaluate", bundle, "--data", folder, "--num-workers", workers, "--json", out)
+        check_error(result, "test-01.png")
+    assert not out.exists()
+
+
+def test_a_typo_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optimizer:\n  learning_rte: 0.1\nmodl: {}\n")
+    result = run(capsys, "train", recipe, "--out", tmp_path / "run")
+    check_error(result, "optimizer.learning_rte", "'modl'", "'model'")
+    check_error(run(capsys, "train", "scenes", "optimizer.lrr=1"), "optimizer.lrr", "optimizer.lr")
+    check_error(run(capsys, "train", "scnes"), "'scenes'")
+    check_error(run(capsys, "train", "scenes", "optimizer.lr"), "key=value")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(capsys, data, tmp_path):
+    out = tmp_path / "run"
+    overrides = [*TINY, "optimizer.name=sgd", "optimizer.lr=1e30", "trainer.max_epochs=3", "trainer.gradient_clip=null"]
+    overrides += ["schedule.warmup_steps=0"]
+    result = run(capsys, "train", "scenes", f"data.root={data}", *overrides, "--out", out)
+    check_error(result, "epoch", "batch", "train-", "optimizer.lr")
+    assert not (out / "bundle").exists()
+
+
+def test_a_run_folder_is_not_written_over(capsys, data, bundle):
+    before = (bundle / "model.safetensors").read_bytes()
+    again = run(capsys, "train", "scenes", f"data.root={data}", *TINY, "--out", bundle.parent)
+    check_error(again, "--resume")
+    other = run(capsys, "train", "scenes", f"data.root={data}", *TINY, "optimizer.lr=0.5", "--out", bundle.parent, "--resume")
+    check_error(other, "optimizer")
+    assert (bundle / "model.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_resumed_says_the_same(capsys, data, bundle):
+    code, out, _ = run(
+        capsys, "train", "scenes", f"data.root={data}", *TINY, "--out", bundle.parent, "--resume", "--json", "-"
+    )
+    assert code == 0
+    assert json.loads(out)["test"]["mAP"] == json.loads((bundle.parent / "test.json").read_text())["mAP"]
+
+
+def test_output_that_cannot_be_written_is_named(capsys, bundle, data, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run(capsys, "evaluate", bundle, "--data", data, "--json", tmp_path / "file" / "report.json")
+    check_error(result, "report.json", "cannot be written")
+
+
+def test_a_damaged_bundle_is_explained(capsys, bundle, data, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "labels": ["one", "two"]}))
+    check_error(run(capsys, "predict", copy, data / "images"), "2 labels", "3")
+
+
+def test_the_loaded_model_gives_what_the_command_prints(capsys, bundle, data):
+    import msrn
+
+    image = data / "images" / "test-01.png"
+    printed = json.loads(run(capsys, "predict", bundle, image, "--top", "3", "--json", "-")[1])["labels"]
+    predicted = msrn.load(bundle).predict(image, top_k=3)[0].labels
+    assert [label["name"] for label in printed] == [label.name for label in predicted]
+    expected = torch.tensor([label.probability for label in predicted])
+    torch.testing.assert_close(torch.tensor([label["probability"] for label in printed]), expected, atol=1e-6, rtol=0)
