@@ -1,0 +1,91 @@
+"""Files appear whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from msrn.errors import MSRNError
+from msrn.files import JSONLinesWriter, replace_folder, write_json, write_text
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "deep" / "note.txt"
+    write_text(path, "one")
+    write_text(path, "two")
+    assert path.read_text() == "two"
+    assert names_in(path.parent) == {"note.txt"}
+
+
+def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "note.txt"
+    write_text(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(MSRNError, match=r"note\.txt cannot be written: No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == {"note.txt"}
+
+
+def test_json_goes_to_a_file_or_to_standard_output(tmp_path, capsys):
+    write_json(tmp_path / "value.json", {"é": [1, None]})
+    assert json.loads((tmp_path / "value.json").read_text(encoding="utf-8")) == {"é": [1, None]}
+    write_json("-", {"a": 1})
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for text in ("one", "two"):
+        with replace_folder(tmp_path / "out") as folder:
+            (folder / "file").write_text(text)
+    assert (tmp_path / "out" / "file").read_text() == "two"
+    assert names_in(tmp_path) == {"out"}
+
+
+def test_a_failure_inside_keeps_the_old_folder(tmp_path):
+    with replace_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(RuntimeError), replace_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "out" / "file").read_text() == "old"
+    assert names_in(tmp_path) == {"out"}
+
+
+def test_json_lines_appear_at_the_end_or_not_at_all(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with JSONLinesWriter(path) as writer:
+        writer.write({"row": 1})
+        writer.write({"row": 2})
+        assert not path.exists()
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [1, 2]
+    with pytest.raises(RuntimeError), JSONLinesWriter(path) as writer:
+        writer.write({"row": 3})
+        raise RuntimeError
+    assert path.read_text().count("\n") == 2
+    assert names_in(tmp_path) == {"rows.jsonl"}
+
+
+def test_no_json_file_writes_nothing(tmp_path, capsys):
+    with JSONLinesWriter(None) as writer:
+        writer.write({"row": 1})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: write_text(path, ""), lambda path: JSONLinesWriter(path).__enter__()):
+        with pytest.raises(MSRNError, match=r"inner cannot be written"):
+            write(tmp_path / "file" / "inner")
+    with pytest.raises(MSRNError, match="cannot be written"), replace_folder(tmp_path / "file" / "inner"):
+        pass
