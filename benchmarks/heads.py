@@ -104,7 +104,10 @@ def main() -> None:
         heads = sorted({run["head"] for run in state["runs"]})
         shown = [text for text in args.overrides if not text.startswith(("data.root", "model.weights"))]
         protocol = {"recipe": args.recipe, "overrides": shown, "machine": machine()}
-        write_json(args.json, {**protocol, "summary": summarise(state["runs"], heads), **{k: state[k] for k in ("search", "runs")}})
+        write_json(
+            args.json,
+            {**protocol, "summary": summarise(state["runs"], heads), **{k: state[k] for k in ("search", "runs")}},
+        )
 
     for head in args.heads:
         for lr in args.lrs:

@@ -20,7 +20,9 @@ RECIPES = sorted((ROOT / "src").rglob("recipes/*.yaml"))
 def command_lines(text: str) -> list[list[str]]:
     """Every indented or commented line that starts with `msrn`, as words; continuation lines are joined."""
     joined = text.replace("\\\n", " ")
-    return [shlex.split(line.split(" | ")[0]) for line in re.findall(r"^(?: {4,}|#\s+)msrn (.+)$", joined, re.MULTILINE)]
+    return [
+        shlex.split(line.split(" | ")[0]) for line in re.findall(r"^(?: {4,}|#\s+)msrn (.+)$", joined, re.MULTILINE)
+    ]
 
 
 def check_command(words: list[str]) -> None:

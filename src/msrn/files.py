@@ -29,7 +29,7 @@ def write_text(path: str | Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 Path(file.name).chmod(0o666 & ~_umask())
-                os.replace(file.name, path)
+                Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
@@ -65,11 +65,16 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / "old")
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old / "old")
+            try:
+                temporary.replace(path)
+            except OSError:
+                (old / "old").replace(path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
@@ -126,7 +131,7 @@ class JSONLinesWriter:
         try:
             self._file.close()
             if kind is None:
-                os.replace(self._temporary, self.path)
+                self._temporary.replace(self.path)
         except OSError as failure:
             raise _not_written(self.path, failure) from failure
         finally:
@@ -134,4 +139,6 @@ class JSONLinesWriter:
 
 
 def _not_written(path: Path | None, error: OSError) -> MSRNError:
-    return MSRNError(f"{path} cannot be written: {error.strerror or error}. Free some space or give a path in a folder you own.")
+    return MSRNError(
+        f"{path} cannot be written: {error.strerror or error}. Free some space or give a path in a folder you own."
+    )

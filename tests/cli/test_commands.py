@@ -124,7 +124,9 @@ def test_evaluate_writes_what_a_program_reads(capsys, bundle, data):
     assert (report["split"], report["num_images"]) == ("test", 6)
 
 
-def test_evaluate_takes_a_table_of_one_column_a_label_and_names_labels_without_positives(capsys, bundle, data, tmp_path):
+def test_evaluate_takes_a_table_of_one_column_a_label_and_names_labels_without_positives(
+    capsys, bundle, data, tmp_path
+):
     table = tmp_path / "columns.csv"
     rows = [f"{data / 'images' / f'test-{index:02d}.png'},{index % 2},?" for index in range(4)]
     table.write_text("\n".join(["path,dark,red", *rows]) + "\n")
@@ -206,7 +208,9 @@ def test_a_truncated_jpeg_stops_training_with_its_name(capsys, tmp_path, num_wor
     jpeg.save(image, "JPEG")
     image.write_bytes(image.read_bytes()[:300])
     out = tmp_path / "run"
-    result = run(capsys, "train", "scenes", f"data.root={folder}", *TINY, f"data.num_workers={num_workers}", "--out", out)
+    result = run(
+        capsys, "train", "scenes", f"data.root={folder}", *TINY, f"data.num_workers={num_workers}", "--out", out
+    )
     check_error(result, "train-03.png")
     assert not (out / "bundle").exists()
 
@@ -246,7 +250,9 @@ def test_a_run_folder_is_not_written_over(capsys, data, bundle):
     before = (bundle / "model.safetensors").read_bytes()
     again = run(capsys, "train", "scenes", f"data.root={data}", *TINY, "--out", bundle.parent)
     check_error(again, "--resume")
-    other = run(capsys, "train", "scenes", f"data.root={data}", *TINY, "optimizer.lr=0.5", "--out", bundle.parent, "--resume")
+    other = run(
+        capsys, "train", "scenes", f"data.root={data}", *TINY, "optimizer.lr=0.5", "--out", bundle.parent, "--resume"
+    )
     check_error(other, "optimizer")
     assert (bundle / "model.safetensors").read_bytes() == before
 

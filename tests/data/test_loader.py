@@ -31,9 +31,7 @@ def rows(images: LabelledImages, *, epoch: int = 0, **options) -> dict[int, torc
     settings = {"batch_size": 4, "shuffle": True, "seed": 3, **options}
     loader = build_loader(images, TrainTransform(PREPROCESSING), current_epoch=lambda: epoch, **settings)
     return {
-        int(index): tensor
-        for batch in loader
-        for index, tensor in zip(batch["index"], batch["images"], strict=True)
+        int(index): tensor for batch in loader for index, tensor in zip(batch["index"], batch["images"], strict=True)
     }
 
 

@@ -19,7 +19,9 @@ LABELS = ("cat", "dog", "boat", "bird", "tree", "cup")
 def images_of(target: np.ndarray, names: tuple[str, ...]) -> LabelledImages:
     from pathlib import Path
 
-    return LabelledImages(tuple(Path(f"{row}.png") for row in range(len(target))), target.astype(np.int8), names, "test")
+    return LabelledImages(
+        tuple(Path(f"{row}.png") for row in range(len(target))), target.astype(np.int8), names, "test"
+    )
 
 
 def test_columns_are_brought_into_the_models_order():

@@ -95,3 +95,29 @@ def test_a_stream_reads_no_further_than_a_batch(predictor, paths):
     next(stream)
     assert len(taken) == 2
     assert len(list(stream)) == 4
+
+
+@pytest.mark.parametrize("kind", ["transparent", "turned", "16 bit"])
+def test_an_image_in_memory_is_read_like_its_file(predictor, tmp_path, kind):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "picture.png"
+    if kind == "16 bit":
+        Image.fromarray(rng.integers(0, 65536, (30, 50)).astype(np.uint16)).save(path)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6 if kind == "turned" else 1
+        Image.fromarray(rng.integers(0, 255, (30, 50, 4)).astype(np.uint8)).save(path, exif=exif)
+    with Image.open(path) as image:
+        info = dict(image.info)
+        in_memory = predictor.predict(image, top_k=6)[0].labels
+        assert info.items() <= image.info.items()  # the caller's image stays as it is
+    assert in_memory == predictor.predict(path, top_k=6)[0].labels
+
+
+def test_an_image_in_memory_that_is_damaged_is_reported(predictor, paths, tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(paths[0].read_bytes()[:300])
+    with Image.open(cut) as image:
+        first, second = predictor.predict([image, paths[1]])
+    assert "the image in memory cannot be read" in first.error
+    assert second.error is None

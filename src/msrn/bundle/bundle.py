@@ -101,11 +101,15 @@ def load_bundle(path: str | Path) -> Bundle:
     try:
         tensors = load_file(path / WEIGHTS_FILE)
     except FileNotFoundError:
-        raise BundleError(f"{path} has no {WEIGHTS_FILE}, so it is not a whole bundle. Copy or save it again.") from None
+        raise BundleError(
+            f"{path} has no {WEIGHTS_FILE}, so it is not a whole bundle. Copy or save it again."
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise BundleError(f"{path / WEIGHTS_FILE} is damaged: {error}. Copy or save the bundle again.") from None
     label_graph = _label_graph(path, config, tensors)
-    state = {name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)}
+    state = {
+        name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)
+    }
     vectors = state.get("label_group.word_vectors")
     preprocessing = _preprocessing(path, config["preprocessing"])
     architecture: dict[str, Any] = config["architecture"]
@@ -118,17 +122,23 @@ def load_bundle(path: str | Path) -> Bundle:
         ) from error
     _load_state(path, model, state)
     model.eval()
-    return Bundle(model, label_graph, architecture, preprocessing, float(config["threshold"]), config.get("training", {}))
+    return Bundle(
+        model, label_graph, architecture, preprocessing, float(config["threshold"]), config.get("training", {})
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {what}. A bundle is the folder that training writes ({WEIGHTS_FILE}, {CONFIG_FILE}).")
+        raise BundleError(
+            f"{path} {what}. A bundle is the folder that training writes ({WEIGHTS_FILE}, {CONFIG_FILE})."
+        )
     try:
         config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{path} has no {CONFIG_FILE}, so it is not a bundle. Give the folder that training writes.") from None
+        raise BundleError(
+            f"{path} has no {CONFIG_FILE}, so it is not a bundle. Give the folder that training writes."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / CONFIG_FILE} cannot be read: {error}. Copy or save the bundle again.") from None
     missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
@@ -142,10 +152,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise BundleError(f"{path / CONFIG_FILE}: labels is not a list of names. Copy or save the bundle again.")
     if not _is_number(config["threshold"]) or not 0 <= config["threshold"] <= 1:
-        raise BundleError(f"{path / CONFIG_FILE}: threshold is a probability, got {config['threshold']!r}. Mend it there.")
+        raise BundleError(
+            f"{path / CONFIG_FILE}: threshold is a probability, got {config['threshold']!r}. Mend it there."
+        )
     for key in ("architecture", "preprocessing", "training"):
         if not isinstance(config.get(key, {}), dict):
-            raise BundleError(f"{path / CONFIG_FILE}: {key} is not an object of keys and values. Save the bundle again.")
+            raise BundleError(
+                f"{path / CONFIG_FILE}: {key} is not an object of keys and values. Save the bundle again."
+            )
     return config
 
 
@@ -204,7 +218,11 @@ def _load_state(path: Path, model: torch.nn.Module, state: Mapping[str, torch.Te
         if state[name].shape != expected[name].shape
     ]
     problems = [
-        *(f"{len(names)} tensors {what} (first: {names[0]})" for names, what in ((missing, "are missing"), (unknown, "are not known")) if names),
+        *(
+            f"{len(names)} tensors {what} (first: {names[0]})"
+            for names, what in ((missing, "are missing"), (unknown, "are not known"))
+            if names
+        ),
         *sorted(wrong)[:2],
     ]
     if problems:

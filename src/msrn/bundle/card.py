@@ -32,7 +32,9 @@ def model_card(config: dict[str, Any]) -> str:
     ]
     if training:
         lines += ["## Training", ""]
-        lines += [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in training.items() if name != "recipe"]
+        lines += [
+            f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in training.items() if name != "recipe"
+        ]
         lines += ["", "The whole recipe is in `config.json`.", ""]
     lines += [
         "## Limits",

@@ -25,6 +25,7 @@ def demo(
 
     Takes about five minutes on two cores and downloads nothing. Run again, it goes on where it stopped.
     """
+    import json
     import shutil
 
     from rich.progress import Progress
@@ -45,7 +46,7 @@ def demo(
         write_scenes(out / "data", progress=lambda _: progress.advance(task))
     heads = []
     for name, head in (("MSRN", "msrn"), ("average pooling", "avg_pool")):
-        overrides = [f"data.root={out / 'data'}", f"model.head={head}"]
+        overrides = [f"data.root={json.dumps(str(out / 'data'))}", f"model.head={head}"]
         recipe = load_recipe("scenes", overrides if epochs is None else [*overrides, f"trainer.max_epochs={epochs}"])
         run_dir = out / "runs" / head
         resume = can_resume(recipe, run_dir)
@@ -57,8 +58,8 @@ def demo(
         heads.append(HeadResult(name, result.test, result.training["parameters"], result.training["train_seconds"]))
     bundle = load_bundle(out / "runs" / "msrn" / "bundle")
     save_bundle(bundle, out / "bundle")
-    for result in heads:
-        print_evaluation(console, result.test, title=f"{result.name} on the test split, read once")
+    for trained in heads:
+        print_evaluation(console, trained.test, title=f"{trained.name} on the test split, read once")
     predictor = Predictor(bundle)
     test = open_source(out / "data").read("test")
     for prediction in predictor.predict(test.paths[:3]):

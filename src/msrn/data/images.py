@@ -46,10 +46,7 @@ def read_image(path: str | Path, *, min_size: tuple[int, int] | None = None) -> 
                 # The file's own axes, before the orientation is applied.
                 size = (height, width) if _orientation(image) in _SWAPS_SIDES else (width, height)
                 image.draft(None, (max(size[0], 1), max(size[1], 1)))
-            image.load()
-            # Only now: Pillow turns some formats (TIFF) upright itself while loading.
-            transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
-            rgb = _to_rgb(image)
+            return to_rgb(image)
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{path}: no such file. Check the path, or leave the image out.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -58,6 +55,19 @@ def read_image(path: str | Path, *, min_size: tuple[int, int] | None = None) -> 
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableImageError(_describe_damage(path, error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image that Pillow has opened or made, as `read_image` gives it; the image itself stays as it is.
+
+    Example:
+        >>> to_rgb(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    image.load()
+    # Only now: Pillow turns some formats (TIFF) upright itself while loading.
+    transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
+    rgb = _convert(image)  # a copy, whatever the mode
     if transpose is not None:
         rgb = rgb.transpose(transpose)
     # An orientation that stayed would be applied a second time by whoever reads a saved copy.
@@ -72,7 +82,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         # Pillow's own conversion clips these at 255, which turns 16-bit images white.
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))

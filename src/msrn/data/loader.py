@@ -74,7 +74,8 @@ class ImageDataset(Dataset[Batch]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image = read_image(self.images.paths[index])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(self.seed, epoch, index))
+            # torch.manual_seed would reach for every kind of device and take longer than the transform.
+            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, index))
             tensor = self.transform(image)
         return {"images": tensor, "target": self.target[index].long(), "index": torch.tensor(index)}
 

@@ -58,7 +58,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**given)
 
 
 class TrainTransform:
@@ -81,8 +82,9 @@ class TrainTransform:
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
     ) -> None:
-        import msrn._torchvision  # noqa: F401  (before torchvision)
         from torchvision.transforms import InterpolationMode, v2
+
+        import msrn._torchvision  # noqa: F401  (before torchvision)
 
         self.preprocessing = preprocessing
         interpolation = InterpolationMode(preprocessing.interpolation)

@@ -31,9 +31,7 @@ def count_co_occurrence(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"],
     return both.fill_diagonal_(0), label_counts
 
 
-def conditional_probability(
-    co_occurrence: Int[Tensor, "L L"], label_counts: Int[Tensor, "L"]
-) -> Float[Tensor, "L L"]:
+def conditional_probability(co_occurrence: Int[Tensor, "L L"], label_counts: Int[Tensor, "L"]) -> Float[Tensor, "L L"]:
     """P(j | i) = co_occurrence[i, j] / label_counts[i], in float64; 0 for labels that never occur.
 
     Example:
@@ -70,7 +68,9 @@ def build_adjacency(
     Source: MSRN, https://arxiv.org/abs/2106.11596, after ML-GCN, https://arxiv.org/abs/1904.03582, equations 7 and 8.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is a probability above 0 and at most 1, got {threshold}. The published one is 0.4.")
+        raise ValueError(
+            f"threshold is a probability above 0 and at most 1, got {threshold}. The published one is 0.4."
+        )
     edges = (conditional_probability(co_occurrence, label_counts) >= threshold).to(torch.float64)  # (L, L)
     weights = edges * 0.25 / (edges.sum(dim=0, keepdim=True) + 1e-6)
     return (weights + torch.eye(len(label_counts), dtype=torch.float64)).float()
@@ -119,7 +119,9 @@ class LabelGraph:
                 f"({num_labels},), got {shapes[0]} and {shapes[1]}. Build both from the same images (LabelGraph.from_target)."
             )
         if bool((self.co_occurrence < 0).any()) or bool((self.label_counts < 0).any()):
-            raise ValueError("co_occurrence and label_counts are numbers of images, got negative ones. Count them anew.")
+            raise ValueError(
+                "co_occurrence and label_counts are numbers of images, got negative ones. Count them anew."
+            )
         adjacency = build_adjacency(self.co_occurrence, self.label_counts, threshold=self.threshold)
         object.__setattr__(self, "adjacency", adjacency)
 

@@ -80,7 +80,9 @@ class SemanticGuidedAttention(nn.Module):
         buffers = [has_buffers] * num_stages if isinstance(has_buffers, bool) else list(has_buffers)
         for name, setting in (("pooling", poolings), ("has_buffers", buffers)):
             if len(setting) != num_stages:
-                raise ValueError(f"{name} has {len(setting)} entries for {num_stages} stages. Give one, or one a stage.")
+                raise ValueError(
+                    f"{name} has {len(setting)} entries for {num_stages} stages. Give one, or one a stage."
+                )
         self.stages = nn.ModuleList(
             StageProjection(stage_channels, dim, pooling=stage_pooling, has_buffer=has_buffer, normalize=normalize)
             for stage_channels, stage_pooling, has_buffer in zip(channels, poolings, buffers, strict=True)

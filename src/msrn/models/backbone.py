@@ -17,6 +17,7 @@ _RESERVED_OPTIONS = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
 )
 
+
 class Backbone(nn.Module):
     """Feature maps of the last stages of a timm model, channels first, from fine to coarse.
 
@@ -173,7 +174,9 @@ def _stage_info(name: str, model: Any, num_stages: int) -> list[dict[str, Any]]:
 
 
 def _too_few_stages(name: str, num_stages: int) -> ModelError:
-    return ModelError(f"'{name}' returns features at fewer than {num_stages} stages. Lower num_stages or choose another.")
+    return ModelError(
+        f"'{name}' returns features at fewer than {num_stages} stages. Lower num_stages or choose another."
+    )
 
 
 def _shown(options: dict[str, Any]) -> str:

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from msrn.bundle import Bundle, load_bundle
-from msrn.data.images import read_image
+from msrn.data.images import read_image, to_rgb
 from msrn.data.loader import build_loader
 from msrn.data.source import LabelledImages
 from msrn.errors import ModelError, UnreadableImageError
+from msrn.models import use_channels_last
 
 ImageLike = str | Path | Image.Image
 
@@ -68,7 +69,8 @@ class Predictor:
     def __init__(self, bundle: Bundle, *, device: str | torch.device | None = None) -> None:
         self.bundle = bundle
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = bundle.model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model = bundle.model.to(self.device).eval()
+        use_channels_last(self.model)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -142,12 +144,13 @@ class Predictor:
 
     def _prepare(self, image: ImageLike) -> Tensor | str:
         """The network's input, or why there is none."""
-        if isinstance(image, Image.Image):
-            return self.bundle.preprocessing(image.convert("RGB"))
         try:
-            return self.bundle.preprocessing(read_image(image))
+            rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
         except UnreadableImageError as error:
             return str(error)
+        except OSError as error:  # an opened file whose pixels turn out to be damaged
+            return f"the image in memory cannot be read ({error}). Open it again, or leave it out."
+        return self.bundle.preprocessing(rgb)
 
     def _rank(self, probs: Float[Tensor, "L"], least: float, top_k: int | None) -> tuple[LabelProbability, ...]:
         order: Sequence[int] = probs.argsort(descending=True, stable=True).tolist()

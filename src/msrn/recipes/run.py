@@ -246,7 +246,7 @@ def _finished_run(run_dir: Path) -> RunResult | None:
         has_test = "test" in training["splits"]
         test = json.loads((run_dir / TEST_FILE).read_text(encoding="utf-8")) if has_test else None
         return RunResult(run_dir, run_dir / BUNDLE_DIR, training["best_epoch"], training["val_mAP"], test, training)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

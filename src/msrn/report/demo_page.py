@@ -14,6 +14,7 @@ from msrn.data.images import read_image
 from msrn.data.source import LabelledImages
 from msrn.errors import MissingDependencyError
 from msrn.files import write_text
+from msrn.models import MSRN
 from msrn.predict import Predictor
 from msrn.report.label_graph import draw_label_graph
 
@@ -72,13 +73,10 @@ def write_demo_page(
         for path, prediction, target in zip(shown.paths, predictions, shown.target, strict=True)
     ]
     groups = None
-    if hasattr(predictor.model, "embed"):
+    if isinstance(predictor.model, MSRN):
         groups = predictor.model.embed().assignment.argmax(dim=1).cpu().numpy()
     label_rows = sorted(
-        (
-            {"name": name, "values": [head.test["labels"][name] for head in heads]}
-            for name in predictor.label_names
-        ),
+        ({"name": name, "values": [head.test["labels"][name] for head in heads]} for name in predictor.label_names),
         key=lambda row: -(row["values"][0] or 0.0),
     )
     template = (resources.files("msrn.report") / "templates" / "demo.html").read_text(encoding="utf-8")

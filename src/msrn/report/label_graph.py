@@ -37,7 +37,9 @@ def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | No
         raise MissingDependencyError(f"drawing needs {error.name}: pip install 'msrn[report]'.") from error
 
     graph = _build(label_graph)
-    colours = [GROUP_COLOURS[int(group) % len(GROUP_COLOURS)] for group in groups] if groups is not None else ["#0072B2"]
+    colours = (
+        [GROUP_COLOURS[int(group) % len(GROUP_COLOURS)] for group in groups] if groups is not None else ["#0072B2"]
+    )
     counts = label_graph.label_counts.numpy()
     sizes = 120 + 900 * np.sqrt(counts / max(1, counts.max()))
     side = max(7.0, 1.6 * math.sqrt(label_graph.num_labels))
@@ -62,7 +64,14 @@ def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | No
     for node, name in enumerate(label_graph.label_names):
         below = (0.0, -math.sqrt(sizes[node]) / 2 - 2)  # points from the disc's centre
         axes.annotate(
-            name, positions[node], below, textcoords="offset points", ha="center", va="top", fontsize=11, color="#1f2733"
+            name,
+            positions[node],
+            below,
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=11,
+            color="#1f2733",
         )
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": "Label graph"})

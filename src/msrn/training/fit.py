@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msrn.errors import TrainingError
-from msrn.training.callbacks import BEST_FILE, LAST_FILE, EpochTable, KeepCheckpoints, SeedEveryEpoch, progress_callbacks
+from msrn.training.callbacks import (
+    BEST_FILE,
+    LAST_FILE,
+    EpochTable,
+    KeepCheckpoints,
+    SeedEveryEpoch,
+    progress_callbacks,
+)
 from msrn.training.module import MSRNModule
 
 

@@ -1,0 +1,355 @@
+"""A recipe carried out: which images are used for what, what the run folder holds, and how a run goes on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import msrn.data.loader
+from msrn.bundle import load_bundle
+from msrn.data import open_source, split_hash
+from msrn.data.images import read_image
+from msrn.errors import DataError, EmptySplitError, NonFiniteLossError, RecipeError, TrainingError, UnreadableImageError
+from msrn.predict import Predictor, evaluate
+from msrn.recipes import Recipe, load_recipe
+from msrn.recipes.run import can_resume, read_splits, train_recipe
+
+TINY = [
+    "data.size=[32,32]",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "model.backbone=resnet10t",
+    "model.backbone_options={channels: [8, 8, 16, 16]}",
+    "model.dim=8",
+    "optimizer.name=adamw",
+    "optimizer.lr=0.003",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+]
+COUNTS = {"train": 24, "val": 8, "test": 8}
+
+
+def write_data(folder: Path, counts: dict[str, int] = COUNTS) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    rows = ["path,labels,split"]
+    for split, count in counts.items():
+        for number in range(count):
+            present = rng.random(3) < 0.5
+            pixels = rng.integers(0, 90, (32, 32, 3)) + 150 * present
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{split}-{number}.png")
+            labels = "|".join(
+                name for name, is_there in zip(("red", "green", "blue"), present, strict=True) if is_there
+            )
+            rows.append(f"{split}-{number}.png,{labels or '[]'},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "colours")
+
+
+def make_recipe(data: Path, *overrides: str) -> Recipe:
+    return load_recipe("scenes", [*TINY, "trainer.gradient_clip=null", f"data.root={data}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run, its result, and how often each image was read; do not change it."""
+    reads: Counter[str] = Counter()
+
+    def counted(path: Path) -> Image.Image:
+        reads[Path(path).name] += 1
+        return read_image(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(msrn.data.loader, "read_image", counted)
+        result = train_recipe(make_recipe(data), tmp_path_factory.mktemp("runs") / "run")
+    return result, reads
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# Splits
+
+
+def test_own_validation_split_is_used(data: Path) -> None:
+    splits = read_splits(make_recipe(data))
+    assert splits.val_origin == "split val"
+    assert [(images.split, len(images)) for images in splits.named().values()] == list(COUNTS.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "test"),
+    [
+        (["data.val=held_out"], "test"),
+        (["data.test=val"], "val"),
+        (["data.val=held_out", "data.test=null"], None),
+    ],
+)
+def test_part_of_train_is_held_out(data: Path, overrides: list[str], test: str | None) -> None:
+    splits = read_splits(make_recipe(data, *overrides, "data.val_fraction=0.25"))
+    assert (len(splits.train), len(splits.val)) == (18, 6)
+    assert splits.val_origin == "6 images held out of train"
+    assert (splits.test.split if splits.test else None) == test
+    used = [path for images in splits.named().values() for path in images.paths]
+    assert len(used) == len(set(used))
+    assert {path.name.partition("-")[0] for path in splits.val.paths} == {"train"}
+    again = read_splits(make_recipe(data, *overrides, "data.val_fraction=0.25", "trainer.seed=7"))
+    assert again.val.paths == splits.val.paths  # drawn once for a data set, not once a run
+
+
+def test_data_without_val_and_test(tmp_path: Path) -> None:
+    recipe = make_recipe(write_data(tmp_path / "data", {"train": 20}))
+    splits = read_splits(recipe)
+    assert (len(splits.train), len(splits.val), splits.test) == (18, 2, None)
+    with pytest.raises(EmptySplitError, match="has no split 'test'"):
+        read_splits(make_recipe(tmp_path / "data", "data.test=test"))
+
+
+def test_several_training_splits(data: Path) -> None:
+    splits = read_splits(make_recipe(data, "data.train=[train,val]"))
+    assert (len(splits.train) + len(splits.val), splits.val_origin) == (32, "3 images held out of train + val")
+    assert splits.test is not None
+    splits = read_splits(make_recipe(data, "data.train=[train,test]"))
+    assert (splits.val_origin, splits.test) == ("split val", None)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_split_without_any_label(tmp_path: Path, split: str) -> None:
+    folder = write_data(tmp_path / "data")
+    text = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(re.sub(rf",[a-z|\[\]]+,{split}\n", f",[],{split}\n", text))
+    with pytest.raises(DataError, match=f"no image of {split}|no validation image"):
+        read_splits(make_recipe(folder))
+
+
+# What a run leaves
+
+
+def test_run_folder(finished: Any, data: Path) -> None:
+    run_dir = finished[0].run_dir
+    assert {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()} == {
+        *("recipe.yaml", "splits.json", "metrics.csv", "test.json"),
+        *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+        *("bundle/model.safetensors", "bundle/config.json", "bundle/README.md"),
+    }
+    assert load_recipe(run_dir / "recipe.yaml") == make_recipe(data)
+    assert (run_dir / "metrics.csv").read_text().count("\n") == 3
+    assert json.loads((run_dir / "test.json").read_text()) == finished[0].test
+
+
+def test_saved_recipe_repeats_the_run(finished: Any, data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(finished[0].run_dir / "recipe.yaml")
+    again = train_recipe(recipe, tmp_path / "again")
+    assert again.best_mAP == finished[0].best_mAP
+    weights, expected = (load_file(run.bundle_dir / "model.safetensors") for run in (again, finished[0]))
+    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+
+
+def test_bundle_records_protocol_and_splits(finished: Any, data: Path) -> None:
+    result, _ = finished
+    training = load_bundle(result.bundle_dir).training
+    assert training == result.training
+    assert training["chosen_by"] == "validation mAP on split val"
+    assert training["val_mAP"] == result.best_mAP
+    assert training["recipe"]["optimizer"]["lr"] == 0.003
+    source = open_source(data)
+    for split in COUNTS:
+        expected = {"split": split, "images": COUNTS[split], "sha256": split_hash(source.read(split))}
+        assert training["splits"][split] == expected
+    assert json.loads((result.run_dir / "splits.json").read_text()) == training["splits"]
+
+
+def test_bundle_holds_no_path_of_this_machine(finished: Any, data: Path) -> None:
+    result, _ = finished
+    for path in result.bundle_dir.iterdir():
+        content = path.read_bytes()
+        for private in (data.parent, result.run_dir.parent, Path.home(), Path.cwd()):
+            assert str(private).encode() not in content, path
+
+
+def test_bundle_is_the_best_epoch_and_the_test_result_is_its(finished: Any, data: Path) -> None:
+    result, _ = finished
+    rows = (result.run_dir / "metrics.csv").read_text().splitlines()
+    scores = [float(row.split(",")[3]) for row in rows[1:]]
+    assert result.best_epoch == int(np.argmax(scores))
+    assert result.best_mAP == max(scores)
+    predictor = Predictor(load_bundle(result.bundle_dir))
+    assert evaluate(predictor, open_source(data).read("val"))["mAP"] == pytest.approx(max(scores), abs=1e-6)
+    assert evaluate(predictor, open_source(data).read("test"))["mAP"] == pytest.approx(result.test["mAP"], abs=1e-6)
+
+
+def test_test_images_are_read_once(finished: Any) -> None:
+    reads = finished[1]
+    assert {reads[f"test-{number}.png"] for number in range(COUNTS["test"])} == {1}
+    assert {reads[f"val-{number}.png"] for number in range(COUNTS["val"])} == {2}
+    assert {reads[f"train-{number}.png"] for number in range(COUNTS["train"])} == {2}
+
+
+# Going on
+
+
+def test_folder_that_is_not_empty_is_refused(finished: Any, data: Path, tmp_path: Path) -> None:
+    before = files_of(finished[0].run_dir)
+    with pytest.raises(TrainingError, match=r"is not empty\. Go on with it by --resume, or give another folder"):
+        train_recipe(make_recipe(data), finished[0].run_dir)
+    assert files_of(finished[0].run_dir) == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TrainingError, match="is not empty"):
+        train_recipe(make_recipe(data), tmp_path / "file")
+
+
+def test_resuming_with_another_recipe_is_refused(finished: Any, data: Path) -> None:
+    recipe = make_recipe(data, "optimizer.lr=0.1", "trainer.seed=1")
+    with pytest.raises(RecipeError, match=r"another recipe \(different: optimizer, trainer\)\. Resume with the same"):
+        train_recipe(recipe, finished[0].run_dir, resume=True)
+    assert not can_resume(recipe, finished[0].run_dir)
+    assert can_resume(make_recipe(data), finished[0].run_dir)
+
+
+def test_nothing_to_resume(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"holds no recipe\.yaml, so there is no run to resume"):
+        train_recipe(make_recipe(data), tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = finished
+    before = files_of(result.run_dir)
+    monkeypatch.setattr(msrn.data.loader, "read_image", lambda path: pytest.fail("an image is read again"))
+    assert train_recipe(make_recipe(data), result.run_dir, resume=True) == result
+    assert files_of(result.run_dir) == before
+
+
+class StoppedError(Exception):
+    """What stops a run in these tests."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_reads: int, error: BaseException) -> None:
+    reads = 0
+
+    def read(path: Path) -> Image.Image:
+        nonlocal reads
+        reads += 1
+        if reads > num_reads:
+            raise error
+        return read_image(path)
+
+    monkeypatch.setattr(msrn.data.loader, "read_image", read)
+
+
+@pytest.mark.parametrize(
+    ("num_reads", "rows"),
+    [(5, None), (24 + 8 + 3, 1), (2 * (24 + 8) + 3, 2)],
+    ids=["first epoch", "second epoch", "test"],
+)
+def test_stopped_run_goes_on_to_the_same_result(
+    finished: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_reads: int, rows: int | None
+) -> None:
+    result, _ = finished
+    run_dir = tmp_path / "run"
+    stop_after(monkeypatch, num_reads, StoppedError())
+    with pytest.raises(StoppedError):
+        train_recipe(make_recipe(data), run_dir)
+    monkeypatch.undo()
+    if rows is None:
+        assert not run_dir.exists()  # nothing half written
+        return
+    assert (run_dir / "metrics.csv").read_text().count("\n") == 1 + rows
+    assert not (run_dir / "test.json").exists()
+    again = train_recipe(make_recipe(data), run_dir, resume=True)
+    assert (again.best_epoch, again.best_mAP, again.test) == (result.best_epoch, result.best_mAP, result.test)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (again.bundle_dir, result.bundle_dir))
+    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+
+
+def test_killed_before_its_first_epoch_it_starts_anew(finished: Any, data: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "recipe.yaml").write_text((finished[0].run_dir / "recipe.yaml").read_text())
+    assert train_recipe(make_recipe(data), run_dir, resume=True).best_mAP == finished[0].best_mAP
+
+
+def test_data_that_changed_in_between_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_data(tmp_path / "data")
+    stop_after(monkeypatch, 24 + 8 + 3, StoppedError())
+    with pytest.raises(StoppedError):
+        train_recipe(make_recipe(folder), tmp_path / "run")
+    monkeypatch.undo()
+    lines = (folder / "labels.csv").read_text().splitlines()
+    (folder / "labels.csv").write_text("\n".join([*lines[:3], *lines[4:]]) + "\n")
+    with pytest.raises(DataError, match=r"the data has changed since \S+run was started \(different: train\)"):
+        train_recipe(make_recipe(folder), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_leaves_nothing(tmp_path: Path, workers: int) -> None:
+    folder = write_data(tmp_path / "data")
+    cut = folder / "val-3.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    with pytest.raises(UnreadableImageError, match=rf"^{cut}: damaged or truncated \(.*\)\. Copy it again"):
+        train_recipe(make_recipe(folder, f"data.num_workers={workers}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_leaves_nothing_of_a_first_epoch(data: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(data, "optimizer.name=sgd", "optimizer.lr=1e30", "schedule.warmup_steps=0")
+    with pytest.raises(NonFiniteLossError, match=r"in epoch 1 of 2, batch 2 \(images \S+train-\d+\.png, "):
+        train_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    overrides = ["optimizer.name=sgd", "optimizer.lr=1e-3", "schedule.name=step", "schedule.milestones=[1]"]
+    recipe = make_recipe(data, *overrides, "schedule.step_factor=1e33", "schedule.warmup_steps=0")
+    with pytest.raises(NonFiniteLossError, match=r"in epoch 2 of 2, batch .* Epoch 1 is kept in last\.ckpt\."):
+        train_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "bundle").exists()
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_pooled_head_shares_the_protocol(data: Path, tmp_path: Path) -> None:
+    result = train_recipe(make_recipe(data, "model.head=avg_pool", "trainer.max_epochs=1"), tmp_path / "run")
+    assert result.test is not None
+    assert load_bundle(result.bundle_dir).architecture["name"] == "pooled"
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_to_the_same_result(finished: Any, data: Path, tmp_path: Path) -> None:
+    """As by a power cut: SIGKILL at any moment after the first epoch."""
+    overrides = [*TINY, "trainer.max_epochs=6", "trainer.gradient_clip=null", f"data.root={data}"]
+    once = train_recipe(make_recipe(data, "trainer.max_epochs=6"), tmp_path / "once")
+    run_dir = tmp_path / "killed"
+    command = [sys.executable, "-m", "msrn.cli.main", "train", "scenes", *overrides, "--out", str(run_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (run_dir / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run_dir / "bundle").exists()
+    again = train_recipe(make_recipe(data, "trainer.max_epochs=6"), run_dir, resume=True)
+    assert (again.best_epoch, again.best_mAP, again.test) == (once.best_epoch, once.best_mAP, once.test)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (again.bundle_dir, once.bundle_dir))
+    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
