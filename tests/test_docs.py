@@ -1,5 +1,6 @@
 """README and docs name only what exists: commands, options, recipe keys, files, Python names."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -77,3 +78,10 @@ def test_python_in_the_readme_uses_public_names():
         compile(block, "README.md", "exec")
         for name in re.findall(r"\bmsrn\.(\w+)", block):
             assert name in msrn.__all__
+
+
+def test_the_readmes_results_are_those_of_the_json_files():
+    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert f"{module.BEGIN}\n{module.table()}\n{module.END}" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -70,9 +70,9 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
                 temporary.replace(path)
             except OSError:
                 (old / "old").replace(path)
+                old.rmdir()
                 raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
     except OSError as error:

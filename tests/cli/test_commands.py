@@ -290,3 +290,34 @@ def test_the_loaded_model_gives_what_the_command_prints(capsys, bundle, data):
     assert [label["name"] for label in printed] == [label.name for label in predicted]
     expected = torch.tensor([label.probability for label in predicted])
     torch.testing.assert_close(torch.tensor([label["probability"] for label in printed]), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            KeyboardInterrupt(),
+            130,
+            "stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.",
+        ),
+        (OSError(28, "No space left on device", "/disk/x"), 1, "/disk/x: No space left on device. Check that the path"),
+    ],
+)
+def test_ctrl_c_and_a_full_disk_are_one_line(capsys, monkeypatch, error, code, message):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("msrn.recipes.load_recipe", fail)
+    result = run(capsys, "train", "scenes")
+    assert result[0] == code
+    assert result[2].startswith(f"error: {message}")
+    assert result[2].count("\n") == 1
+
+
+def test_training_prints_only_json_where_json_was_asked_for(capsys, data, tmp_path):
+    code, out, err = run(
+        capsys, "train", "scenes", f"data.root={data}", *TINY, "--out", tmp_path / "run", "--json", "-"
+    )
+    assert code == 0
+    assert json.loads(out)["bundle"] == str(tmp_path / "run" / "bundle")
+    assert "epoch   1/1" in err

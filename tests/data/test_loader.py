@@ -54,6 +54,21 @@ def test_seeds_have_orders_of_their_own(images):
     assert list(rows(images, batch_size=5)) != list(rows(images, batch_size=5, seed=4))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_epoch_is_asked_for_at_the_first_batch(images, num_workers):
+    """Lightning makes its first iterator before it knows the epoch of a resumed run; workers stay over many epochs."""
+    now = {"epoch": 0}
+    settings = {"batch_size": 10, "shuffle": True, "num_workers": num_workers}
+    loader = build_loader(images, PREPROCESSING, current_epoch=lambda: now["epoch"], **settings)
+    iterator = iter(loader)
+    for epoch in (3, 4):
+        now["epoch"] = epoch
+        order = [index for _, index in EpochSampler(10, seed=0, current_epoch=lambda: now["epoch"])]
+        assert next(iterator)["index"].tolist() == order
+        assert next(iterator, None) is None
+        iterator = iter(loader)
+
+
 def test_every_image_comes_once_and_only_training_drops_a_part_batch(images):
     assert sorted(EpochSampler(10, seed=0)) == [(0, index) for index in range(10)]
     assert len(rows(images)) == 8

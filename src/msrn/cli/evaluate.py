@@ -52,7 +52,11 @@ def evaluate(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(images))
         report = evaluate_model(
-            predictor, images, batch_size=batch_size, num_workers=num_workers, progress=lambda n: progress.advance(task, n)
+            predictor,
+            images,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=lambda n: progress.advance(task, n),
         )
     print_evaluation(console, report, title=f"{bundle} on split '{split}' of {data}", by_label=True)
     if json_file is not None:

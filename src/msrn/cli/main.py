@@ -9,6 +9,9 @@ import msrn
 from msrn.cli import demo, evaluate, import_published, predict, train
 from msrn.errors import MSRNError
 
+# The exit code that Typer turns Ctrl-C into.
+STOPPED = 130
+
 app = typer.Typer(
     name="msrn",
     no_args_is_help=True,
@@ -26,7 +29,9 @@ def _show_version(value: bool | None) -> None:
 
 @app.callback()
 def _root(
-    version: bool | None = typer.Option(None, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+    version: bool | None = typer.Option(
+        None, "--version", callback=_show_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Multi-label image classification that knows how labels relate."""
 
@@ -44,8 +49,10 @@ def main() -> None:
         app()
     except MSRNError as error:
         _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        _fail("stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.", code=130)
+    except SystemExit as stop:
+        if stop.code != STOPPED:
+            raise
+        _fail("stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.", code=STOPPED)
     except BrokenPipeError:
         # The reader of our output has gone, as in `msrn predict ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

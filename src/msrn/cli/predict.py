@@ -16,14 +16,17 @@ EPILOG = """Examples:
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, or folders of them.")
+    ],
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Keep labels with at least this probability.", show_default=False)
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Keep at most this many labels.", show_default=False)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 16,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write JSON Lines, one object an image; '-' prints them.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write JSON Lines, one object an image; '-' prints them."),
     ] = None,
 ) -> None:
     """Print the labels of images, best first. Without --threshold and --top, those above the bundle's own threshold.
@@ -51,7 +54,9 @@ def predict(
                 typer.echo(f"error: {prediction.error}", err=True)
             elif json_file is None:
                 labels = ", ".join(f"{label.name} {label.probability:.2f}" for label in prediction.labels)
-                console.print(f"{prediction.path}: {labels or '(no label above the threshold)'}", markup=False, soft_wrap=True)
+                console.print(
+                    f"{prediction.path}: {labels or '(no label above the threshold)'}", markup=False, soft_wrap=True
+                )
     if num_failed:
         typer.echo(f"error: {num_failed} of {len(paths)} images could not be read; the others are done.", err=True)
         raise typer.Exit(1)

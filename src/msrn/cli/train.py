@@ -19,11 +19,10 @@ EPILOG = """Examples:
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with msrn, or path of a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; by default runs/RECIPE.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/RECIPE.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; '-' prints it.")

@@ -35,9 +35,13 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise RecipeError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}. Mend the line it names.") from None
+        raise RecipeError(
+            f"{name_or_path} is not YAML: {' '.join(str(error).split())}. Mend the line it names."
+        ) from None
     if not isinstance(values, dict):
-        raise RecipeError(f"{name_or_path} holds {type(values).__name__}, expected keys and values. See `msrn train --help`.")
+        raise RecipeError(
+            f"{name_or_path} holds {type(values).__name__}, expected keys and values. See `msrn train --help`."
+        )
     values.setdefault("name", path.stem if is_path else str(name_or_path))
     for override in overrides:
         _apply(values, override)
@@ -53,7 +57,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}. Give an existing YAML file or one of: {', '.join(list_recipes())}.") from None
+        raise RecipeError(
+            f"no recipe file {path}. Give an existing YAML file or one of: {', '.join(list_recipes())}."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}. Give a readable YAML file.") from None
 

@@ -114,7 +114,9 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
     train = parts[0] if len(parts) == 1 else _join(parts)
     has_own_val = "val" in source.splits and "val" not in (*data.train, data.test)
     if not (train.target == 1).any():
-        raise DataError(f"no image of {' + '.join(data.train)} in {root} has a label. Label some, or choose another split.")
+        raise DataError(
+            f"no image of {' + '.join(data.train)} in {root} has a label. Label some, or choose another split."
+        )
     val_split = ("val" if has_own_val else "held_out") if data.val == "auto" else data.val
     if val_split != "held_out":
         val, val_origin = source.read(val_split), f"split {val_split}"
@@ -125,7 +127,9 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
     test_split = ("test" if has_own_test else None) if data.test == "auto" else data.test
     test = source.read(test_split) if test_split is not None else None
     if not (val.target == 1).any():
-        raise DataError(f"no validation image ({val_origin}) has a label, so no epoch can be chosen. Add images with labels.")
+        raise DataError(
+            f"no validation image ({val_origin}) has a label, so no epoch can be chosen. Add images with labels."
+        )
     splits = Splits(train, val, test, val_origin)
     check_disjoint(*splits.named().values())
     return splits
@@ -230,7 +234,9 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)
     test = None
     if splits.test is not None:
-        test = evaluate(Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers)
+        test = evaluate(
+            Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers
+        )
         write_json(run_dir / TEST_FILE, test)
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
 
@@ -254,7 +260,9 @@ def _check_same_splits(record: dict[str, dict[str, Any]], run_dir: Path) -> None
     try:
         before = json.loads((run_dir / SPLITS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{run_dir / SPLITS_FILE} cannot be read: {error}. Start a new run with another --out.") from None
+        raise TrainingError(
+            f"{run_dir / SPLITS_FILE} cannot be read: {error}. Start a new run with another --out."
+        ) from None
     changed = [name for name in {**before, **record} if before.get(name) != record.get(name)]
     if changed:
         raise DataError(
@@ -275,7 +283,9 @@ def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
             raise TrainingError(f"{run_dir} is not empty. Go on with it by --resume, or give another folder by --out.")
         return
     if not saved.is_file():
-        raise TrainingError(f"{run_dir} holds no {RECIPE_FILE}, so there is no run to resume. Start it without --resume.")
+        raise TrainingError(
+            f"{run_dir} holds no {RECIPE_FILE}, so there is no run to resume. Start it without --resume."
+        )
     before = load_recipe(saved)
     if before != recipe:
         old, new = before.model_dump(), recipe.model_dump()

@@ -33,7 +33,8 @@ class DataRecipe(Section):
     split_column: str | None = Field(None, description="Column of the splits in a table; found by its name by default.")
     train: tuple[SplitName, ...] = Field(("train",), description="Splits to train on.")
     val: SplitName | Literal["auto", "held_out"] = Field(
-        "auto", description="Split that chooses the epoch; 'auto' is val unless used otherwise, else a held-out part of train."
+        "auto",
+        description="Split that chooses the epoch; 'auto' is val unless used otherwise, else a held-out part of train.",
     )
     val_fraction: Fraction = Field(0.1, description="Part of train that is held out.")
     test: SplitName | Literal["auto"] | None = Field(
@@ -48,7 +49,6 @@ class DataRecipe(Section):
     std: tuple[Rate, Rate, Rate] = Field(IMAGENET_STD, description="Standard deviation of red, green and blue.")
     batch_size: PositiveInt = Field(32, description="Images a training batch.")
     num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images.")
-
 
     def table_options(self) -> dict[str, str]:
         """Arguments of `msrn.data.open_source` that were given."""

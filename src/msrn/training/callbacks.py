@@ -145,7 +145,13 @@ class ProgressBar(pl.Callback):
     """
 
     def __init__(self, console: Console) -> None:
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", TimeRemainingColumn())
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "{task.fields[rate]}",
+            TimeRemainingColumn(),
+        )
         self.progress = Progress(*columns, console=console, transient=True)
         self._task = self.progress.add_task("", rate="")
 
@@ -165,7 +171,9 @@ class ProgressBar(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say what takes time now."""
-        self.progress.update(self._task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, validation")
+        self.progress.update(
+            self._task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, validation"
+        )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take the bar away."""

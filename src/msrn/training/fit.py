@@ -110,7 +110,9 @@ def fit(
             sampler.current_epoch = lambda: trainer.current_epoch
         trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
     if checkpoints.best_epoch < 0:
-        raise TrainingError("no epoch had a finite validation mAP. Give a validation split whose labels have positives.")
+        raise TrainingError(
+            "no epoch had a finite validation mAP. Give a validation split whose labels have positives."
+        )
     checkpoint = torch.load(checkpoint_dir / BEST_FILE, map_location="cpu", weights_only=True)
     prefix = "model."
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}

@@ -70,7 +70,9 @@ class MSRNModule(pl.LightningModule):
             logits, penalty = self.model(images), images.new_zeros(())
         loss = self.loss(logits, batch["target"]) + penalty
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._explain(f"the loss became {loss.item()}", "batch", batch_index, batch, logits))
+            raise NonFiniteLossError(
+                self._explain(f"the loss became {loss.item()}", "batch", batch_index, batch, logits)
+            )
         self._num_images += len(images)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
@@ -91,7 +93,9 @@ class MSRNModule(pl.LightningModule):
         loss = self.loss(logits, batch["target"])
         if not torch.isfinite(loss) or not torch.isfinite(logits).all():
             raise NonFiniteLossError(
-                self._explain(f"the validation loss became {loss.item()}", "validation batch", batch_index, batch, logits)
+                self._explain(
+                    f"the validation loss became {loss.item()}", "validation batch", batch_index, batch, logits
+                )
             )
         self.log("val/loss", loss, on_epoch=True, batch_size=len(images))
         self.val_metrics.update(logits.double().sigmoid(), batch["target"])

@@ -65,9 +65,7 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     return torch.optim.AdamW(groups, lr=settings.lr)
 
 
-def build_schedule(
-    settings: ScheduleSettings, *, steps_per_epoch: int, max_epochs: int
-) -> Callable[[int], float]:
+def build_schedule(settings: ScheduleSettings, *, steps_per_epoch: int, max_epochs: int) -> Callable[[int], float]:
     """The factor on every learning rate as a function of the step, for `LambdaLR`.
 
     Example:
