@@ -1,7 +1,7 @@
 """Print the README's table of results from the JSON files that benchmarks/heads.py wrote.
 
-    python benchmarks/table.py             # print it
-    python benchmarks/table.py --write     # put it into README.md, between the two markers
+python benchmarks/table.py             # print it
+python benchmarks/table.py --write     # put it into README.md, between the two markers
 """
 
 import argparse

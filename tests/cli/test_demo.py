@@ -92,6 +92,19 @@ def test_a_folder_that_cannot_be_made(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("is_small")
+def test_runs_of_something_else_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "runs" / "msrn"
+    mine.mkdir(parents=True)
+    (mine / "recipe.yaml").write_text("name: mine\n")
+    (mine / "weights").write_text("mine")
+    assert run_demo(monkeypatch, "--out", tmp_path) == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert (mine / "weights").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_demo_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_demo(monkeypatch, "--out", tmp_path, "--epochs", 1) == 0

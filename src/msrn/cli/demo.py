@@ -26,7 +26,6 @@ def demo(
     Takes about five minutes on two cores and downloads nothing. Run again, it goes on where it stopped.
     """
     import json
-    import shutil
 
     from rich.progress import Progress
 
@@ -37,7 +36,7 @@ def demo(
     from msrn.files import write_json
     from msrn.predict import Predictor
     from msrn.recipes import load_recipe
-    from msrn.recipes.run import can_resume, train_recipe
+    from msrn.recipes.run import RECIPE_FILE, train_recipe
     from msrn.report import HeadResult, write_demo_page
 
     console = make_console(json_file)
@@ -49,10 +48,7 @@ def demo(
         overrides = [f"data.root={json.dumps(str(out / 'data'))}", f"model.head={head}"]
         recipe = load_recipe("scenes", overrides if epochs is None else [*overrides, f"trainer.max_epochs={epochs}"])
         run_dir = out / "runs" / head
-        resume = can_resume(recipe, run_dir)
-        if not resume:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        result = train_recipe(recipe, run_dir, resume=resume, console=console)
+        result = train_recipe(recipe, run_dir, resume=(run_dir / RECIPE_FILE).exists(), console=console)
         if result.test is None:
             raise AssertionError("the scenes recipe reads a test split")
         heads.append(HeadResult(name, result.test, result.training["parameters"], result.training["train_seconds"]))
@@ -65,7 +61,7 @@ def demo(
     for prediction in predictor.predict(test.paths[:3]):
         labels = ", ".join(f"{label.name} {label.probability:.2f}" for label in prediction.labels)
         console.print(f"{prediction.path}: {labels}", markup=False, highlight=False, soft_wrap=True)
-    page = write_demo_page(out / "index.html", predictor, test, heads)
+    page = write_demo_page(out / "index.html", predictor, test, heads).resolve()
     if json_file is not None:
         write_json(json_file, {"page": str(page), "heads": {head.name: head.test for head in heads}})
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)

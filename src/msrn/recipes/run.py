@@ -135,14 +135,6 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
     return splits
 
 
-def can_resume(recipe: Recipe, run_dir: Path) -> bool:
-    """Whether the folder holds a started run of exactly this recipe."""
-    try:
-        return _has_checkpoint(run_dir) and load_recipe(run_dir / RECIPE_FILE) == recipe
-    except RecipeError:
-        return False
-
-
 def train_recipe(
     recipe: Recipe, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
 ) -> RunResult:
