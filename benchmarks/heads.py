@@ -1,6 +1,6 @@
 """Compare MSRN with pooled heads under one recipe: the same data, trainer, budget and learning-rate search for each.
 
-    python benchmarks/heads.py scenes --lrs 0.001 0.002 0.004 --json benchmarks/results/scenes.json
+    python benchmarks/heads.py scenes --heads msrn avg_pool --lrs 0.002 0.005 --json benchmarks/results/scenes.json
     python benchmarks/heads.py voc2007-mobilenet --json benchmarks/results/voc2007-mobilenet.json \
         data.root=/data/VOCdevkit model.weights=mobilenetv2_100.safetensors
 

@@ -11,6 +11,7 @@ import typer
 import msrn
 from msrn.cli.main import app
 from msrn.recipes import list_recipes
+from msrn.recipes.reference import recipe_reference
 from msrn.recipes.schema import known_keys
 
 ROOT = Path(__file__).parents[1]
@@ -85,3 +86,8 @@ def test_the_readmes_results_are_those_of_the_json_files():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert f"{module.BEGIN}\n{module.table()}\n{module.END}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_reference_is_that_of_the_program():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert page == recipe_reference(), "run: python -m msrn.recipes.reference > docs/recipes.md"

@@ -38,6 +38,20 @@ _HOMES = {
     "save_bundle": "msrn.bundle",
 }
 
+_SUBPACKAGES = (
+    "bundle",
+    "data",
+    "errors",
+    "labels",
+    "metrics",
+    "models",
+    "ops",
+    "predict",
+    "recipes",
+    "report",
+    "training",
+)
+
 __all__ = [
     "MSRN",
     "Bundle",
@@ -58,6 +72,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"msrn.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'msrn' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

@@ -28,7 +28,7 @@ def write_text(path: str | Path, text: str) -> None:
             try:
                 file.write(text)
                 file.flush()
-                Path(file.name).chmod(0o666 & ~_umask())
+                share_file(Path(file.name))
                 Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -81,6 +81,19 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def share_file(path: Path) -> None:
+    """Give a file the access that a new file of this user has; temporary files start closed to others."""
+    path.chmod(0o666 & ~_umask())
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -108,13 +121,15 @@ class JSONLinesWriter:
             except OSError as error:
                 raise _not_written(self.path, error) from error
             self._temporary = Path(name)
-            self._temporary.chmod(0o666 & ~_umask())
+            share_file(self._temporary)
             self._file = os.fdopen(handle, "w", encoding="utf-8", newline="")
         return self
 
     def write(self, value: Any) -> None:
         """Write one object."""
         line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+        if not _is_utf8(line):  # a file name in another encoding
+            line = json.dumps(value, allow_nan=False) + "\n"
         if self.is_stdout:
             sys.stdout.write(line)
         elif self._file is not None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from msrn.bundle.card import model_card
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
-from msrn.files import replace_folder
+from msrn.files import replace_folder, share_file
 from msrn.labels import LabelGraph
 from msrn.models import MSRN, PooledClassifier, build_model
 
@@ -82,6 +82,7 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
     with replace_folder(path) as folder:
         try:
             save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            share_file(folder / WEIGHTS_FILE)
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise MSRNError(f"{path} cannot be written: {error}. Free some space or give another folder.") from error
         text = json.dumps(bundle.config(), indent=2, ensure_ascii=False) + "\n"
@@ -113,6 +114,11 @@ def load_bundle(path: str | Path) -> Bundle:
     vectors = state.get("label_group.word_vectors")
     preprocessing = _preprocessing(path, config["preprocessing"])
     architecture: dict[str, Any] = config["architecture"]
+    if not isinstance(architecture, dict) or ":" in str(architecture.get("backbone")):
+        # "hf-hub:" and "local-dir:" would make timm read the network or this machine's files for a stranger's bundle.
+        raise BundleError(
+            f"{path / CONFIG_FILE} names no backbone that comes with timm. Save the bundle with one that does."
+        )
     try:
         # The weights come from the bundle: a configuration must not make timm read a file or the network.
         model = build_model({**architecture, "pretrained": False, "weights": None}, label_graph, vectors)

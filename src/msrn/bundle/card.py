@@ -32,9 +32,11 @@ def model_card(config: dict[str, Any]) -> str:
     ]
     if training:
         lines += ["## Training", ""]
-        lines += [
-            f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in training.items() if name != "recipe"
-        ]
+        # People count epochs from 1.
+        facts = {
+            name: value + 1 if name == "best_epoch" else value for name, value in training.items() if name != "recipe"
+        }
+        lines += [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in facts.items()]
         lines += ["", "The whole recipe is in `config.json`.", ""]
     lines += [
         "## Limits",

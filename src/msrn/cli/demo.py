@@ -25,8 +25,6 @@ def demo(
 
     Takes about five minutes on two cores and downloads nothing. Run again, it goes on where it stopped.
     """
-    import json
-
     from rich.progress import Progress
 
     from msrn.bundle import load_bundle, save_bundle
@@ -40,12 +38,12 @@ def demo(
     from msrn.report import HeadResult, write_demo_page
 
     console = make_console(json_file)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("drawing scenes", total=None)
         write_scenes(out / "data", progress=lambda _: progress.advance(task))
     heads = []
     for name, head in (("MSRN", "msrn"), ("average pooling", "avg_pool")):
-        overrides = [f"data.root={json.dumps(str(out / 'data'))}", f"model.head={head}"]
+        overrides = [f"data.root={out / 'data'}", f"model.head={head}"]
         recipe = load_recipe("scenes", overrides if epochs is None else [*overrides, f"trainer.max_epochs={epochs}"])
         run_dir = out / "runs" / head
         result = train_recipe(recipe, run_dir, resume=(run_dir / RECIPE_FILE).exists(), console=console)

@@ -49,7 +49,7 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     images = read_labelled(data, split, predictor.label_names, **given)
     console = make_console(json_file)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(images))
         report = evaluate_model(
             predictor,

@@ -52,14 +52,22 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code != STOPPED:
             raise
-        _fail("stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.", code=STOPPED)
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `msrn predict ... | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        advice = (
+            " A run keeps its last finished epoch; go on with it by --resume." if sys.argv[1:2] == ["train"] else ""
+        )
+        advice = " Start it again: it goes on where it stopped." if sys.argv[1:2] == ["demo"] else advice
+        _fail(f"stopped by Ctrl-C.{advice}", code=STOPPED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check that the path is right, writable and has space left.")
+    except Exception as error:
+        if os.environ.get("MSRN_DEBUG"):
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        _fail(
+            f"msrn did not expect this: {type(error).__name__}: {text[:400]}. Check data and settings; "
+            "set MSRN_DEBUG=1 to see where it happened, and report it."
+        )
 
 
 def _fail(message: str, *, code: int = 1) -> None:

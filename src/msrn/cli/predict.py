@@ -44,7 +44,10 @@ def predict(
     predictor = load(bundle)
     console = make_console(json_file)
     num_failed = 0
-    with JSONLinesWriter(json_file) as writer, Progress(console=console, transient=True) as progress:
+    with (
+        JSONLinesWriter(json_file) as writer,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         task = progress.add_task("predicting", total=len(paths))
         for prediction in predictor.predict_stream(paths, threshold=threshold, top_k=top, batch_size=batch_size):
             progress.advance(task)
@@ -53,7 +56,9 @@ def predict(
                 num_failed += 1
                 typer.echo(f"error: {prediction.error}", err=True)
             elif json_file is None:
-                labels = ", ".join(f"{label.name} {label.probability:.2f}" for label in prediction.labels)
+                labels = ", ".join(
+                    f"{' '.join(label.name.split())} {label.probability:.2f}" for label in prediction.labels
+                )
                 console.print(
                     f"{prediction.path}: {labels or '(no label above the threshold)'}", markup=False, soft_wrap=True
                 )

@@ -3,13 +3,14 @@
 from msrn.data.images import list_images, read_image
 from msrn.data.open import open_source
 from msrn.data.source import SPLITS, LabelledImages, Source
-from msrn.data.split import check_disjoint, hold_out, split_hash
+from msrn.data.split import check_disjoint, check_files, hold_out, split_hash
 
 __all__ = [
     "SPLITS",
     "LabelledImages",
     "Source",
     "check_disjoint",
+    "check_files",
     "hold_out",
     "list_images",
     "open_source",

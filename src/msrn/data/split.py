@@ -97,6 +97,19 @@ def _columns_by_row(mask: Bool[np.ndarray, "R C"]) -> list[Int[np.ndarray, " K"]
     return np.split(columns, np.cumsum(np.bincount(rows, minlength=len(mask)))[:-1])
 
 
+def check_files(*splits: LabelledImages) -> None:
+    """Refuse splits that name images which are not there, before any of them is needed.
+
+    Raises:
+        DataError: Files are missing; the message names the first few and says how many.
+    """
+    missing = [path for images in splits for path in images.paths if not path.is_file()]
+    if missing:
+        shown = ", ".join(str(path) for path in missing[:_NUM_SHOWN])
+        more = ", ..." if len(missing) > _NUM_SHOWN else ""
+        raise DataError(f"{len(missing)} images are missing: {shown}{more}. Put them there, or take their rows out.")
+
+
 def split_hash(images: LabelledImages, *, root: Path | None = None) -> str:
     """Fingerprint of a split: its label names, its paths in their order, and its targets.
 

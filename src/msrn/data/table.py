@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from msrn.data.source import SPLITS, LabelledImages, Source
-from msrn.errors import DataError, SourceNotFoundError
+from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path")
 LABEL_COLUMNS = ("labels", "label", "tags")
@@ -180,8 +180,8 @@ class TableSource(Source):
                     f"{table}:{line}: expected {num_columns} fields as in the header, got {len(row)}. "
                     "Put quotes around fields that hold the delimiter."
                 )
-            cell = row[layout.path]
-            if not cell or cell.isspace():
+            cell = row[layout.path].strip()
+            if not cell:
                 if not any(row):
                     continue  # spreadsheets write such rows at the end
                 raise DataError(f"{table}:{line}: the column '{header[layout.path]}' is blank. Give the image's path.")
@@ -234,6 +234,8 @@ class TableSource(Source):
     def _names_in_label_column(self, label_names: Sequence[str] | None) -> tuple[str, ...]:
         found = {label for labels in self._labels_of_cell.values() for label in labels or ()}
         if label_names is None:
+            if not any(rows.paths for rows in self._rows.values()):
+                raise EmptySplitError(f"the table of {self.root} has a header and no rows. Add a row for each image.")
             if not found:
                 raise DataError(
                     f"the label column of {self.root} names no label: all its cells are blank. "

@@ -118,6 +118,9 @@ class LabelGraph:
                 f"{num_labels} labels need co_occurrence of shape ({num_labels}, {num_labels}) and label_counts of shape "
                 f"({num_labels},), got {shapes[0]} and {shapes[1]}. Build both from the same images (LabelGraph.from_target)."
             )
+        twice = sorted({name for name in self.label_names if self.label_names.count(name) > 1})
+        if twice:
+            raise ValueError(f"labels have names of their own, but '{twice[0]}' is there twice. Rename one.")
         if bool((self.co_occurrence < 0).any()) or bool((self.label_counts < 0).any()):
             raise ValueError(
                 "co_occurrence and label_counts are numbers of images, got negative ones. Count them anew."

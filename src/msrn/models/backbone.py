@@ -145,8 +145,9 @@ def _weights_error(name: str, options: dict[str, Any], error: Exception) -> Mode
             f"the pre-trained weights of '{name}' could not be downloaded. Download {name}'s model.safetensors on a machine "
             "with a network and pass it as weights (model.weights=FILE), or train from scratch (model.pretrained=false)."
         )
+    cause = "it is no file of tensors only." if "weights_only" in str(error) else _first_line(error)
     return ModelError(
-        f"{overlay['file']} does not hold weights of '{name}' in timm's names: {_first_line(error)} "
+        f"{overlay['file']} does not hold weights of '{name}' in timm's names: {cause} "
         "Give the weights of this backbone, or name the backbone they belong to."
     )
 

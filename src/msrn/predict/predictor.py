@@ -108,6 +108,11 @@ class Predictor:
         batch_size: int = 16,
     ) -> Iterator[Prediction]:
         """As `predict`, one batch at a time, so that any number of images needs the memory of one batch."""
+        for name, number in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
+            if number < 1:
+                raise ValueError(f"{name} is at least 1, got {number}.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
         least = self.bundle.threshold if threshold is None and top_k is None else (threshold or 0.0)
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):

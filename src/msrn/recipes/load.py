@@ -10,7 +10,7 @@ import yaml
 
 from msrn.errors import RecipeError
 from msrn.files import write_text
-from msrn.recipes.schema import Recipe, validate_recipe
+from msrn.recipes.schema import Recipe, text_keys, validate_recipe
 
 
 def list_recipes() -> list[str]:
@@ -40,7 +40,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         ) from None
     if not isinstance(values, dict):
         raise RecipeError(
-            f"{name_or_path} holds {type(values).__name__}, expected keys and values. See `msrn train --help`."
+            f"{name_or_path} holds {type(values).__name__}, expected keys and values. See docs/recipes.md."
         )
     values.setdefault("name", path.stem if is_path else str(name_or_path))
     for override in overrides:
@@ -78,17 +78,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"an override reads key=value, as in optimizer.lr=0.05; got '{override}'.")
     try:
-        value = yaml.safe_load(text)
+        value = text if key in text_keys() and text not in ("null", "~") else yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"the value of '{key}' is not YAML: '{text}'. Quote it, as in {key}='\"...\"'.") from None
-    if isinstance(value, str) and _is_number(value):
+    if isinstance(value, str) and key not in text_keys() and _is_number(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as text
     section = values
     *parents, leaf = key.split(".")
     for parent in parents:
         below = section.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise RecipeError(f"'{key}' goes below '{parent}', which is a value. See `msrn train --help` for the keys.")
+            raise RecipeError(f"'{key}' goes below '{parent}', which is a value. See docs/recipes.md for the keys.")
         section = below
     section[leaf] = value
 

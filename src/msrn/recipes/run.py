@@ -10,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.console import Console
+from torch import Tensor
 
 from msrn.bundle import Bundle, save_bundle
 from msrn.bundle.bundle import CONFIG_FILE
-from msrn.data import LabelledImages, check_disjoint, hold_out, open_source, split_hash
+from msrn.data import LabelledImages, check_disjoint, check_files, hold_out, open_source, split_hash
 from msrn.data.loader import build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import DataError, RecipeError, TrainingError
-from msrn.files import write_json
+from msrn.files import write_json, write_text
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
+from msrn.labels.pickles import read_published_vectors
 from msrn.models import build_model, count_parameters, use_channels_last
 from msrn.predict import Predictor, evaluate
 from msrn.recipes.load import load_recipe, save_recipe
@@ -32,6 +35,7 @@ HOLD_OUT_SEED = 0
 # What a run folder holds.
 RECIPE_FILE = "recipe.yaml"
 SPLITS_FILE = "splits.json"
+HELD_OUT_FILE = "held_out.txt"
 METRICS_FILE = "metrics.csv"
 CHECKPOINT_DIR = "checkpoints"
 BUNDLE_DIR = "bundle"
@@ -47,12 +51,14 @@ class Splits:
         val: Images that choose the epoch.
         test: Images read once, at the end, or None.
         val_origin: Where `val` comes from, in words.
+        is_held_out: Whether `val` is a part of the training split, drawn by us.
     """
 
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages | None
     val_origin: str
+    is_held_out: bool = False
 
     def named(self) -> dict[str, LabelledImages]:
         """The splits that exist, by their use."""
@@ -130,8 +136,9 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
         raise DataError(
             f"no validation image ({val_origin}) has a label, so no epoch can be chosen. Add images with labels."
         )
-    splits = Splits(train, val, test, val_origin)
+    splits = Splits(train, val, test, val_origin, is_held_out=val_split == "held_out")
     check_disjoint(*splits.named().values())
+    check_files(*splits.named().values())
     return splits
 
 
@@ -140,9 +147,9 @@ def train_recipe(
 ) -> RunResult:
     """Train by a recipe into a run folder.
 
-    The folder holds `recipe.yaml` (resolved), `splits.json` (their hashes), `metrics.csv`, `checkpoints/`, `bundle/` (best
-    epoch by validation mAP) and `test.json` where there is a test split. A run that fails before its first epoch has ended
-    leaves nothing; one that is finished already is read back as it is.
+    The folder holds `recipe.yaml` (resolved), `splits.json` (their hashes), `held_out.txt` (if val was drawn from train),
+    `metrics.csv`, `checkpoints/`, `bundle/` (best epoch by validation mAP) and `test.json` where there is a test split. A run
+    that fails before its first epoch has ended leaves nothing; one that is finished already is read back as it is.
 
     Raises:
         TrainingError: The folder already holds a run and `resume` is not set, or the other way round, or the loss is not finite.
@@ -158,7 +165,7 @@ def train_recipe(
         return _train(recipe, splits, run_dir, console)
     except BaseException:
         if not _has_checkpoint(run_dir) and not (run_dir / BUNDLE_DIR).exists():  # nothing to resume or to look at
-            for name in (RECIPE_FILE, SPLITS_FILE, METRICS_FILE):
+            for name in (RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE):
                 (run_dir / name).unlink(missing_ok=True)
             shutil.rmtree(run_dir / CHECKPOINT_DIR, ignore_errors=True)
             with suppress(OSError):
@@ -171,7 +178,7 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     label_graph = LabelGraph.from_target(
         torch.from_numpy(splits.train.target), splits.train.label_names, threshold=recipe.labels.threshold
     )
-    vectors = vectors_from_co_occurrence(label_graph, dim=recipe.labels.vector_dim)
+    vectors = _word_vectors(recipe, label_graph)
     architecture = recipe.model.architecture()
     pretrained = {"pretrained": recipe.model.pretrained, "weights": recipe.model.weights}
     model = build_model({**architecture, **pretrained}, label_graph, vectors)
@@ -182,6 +189,9 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         _check_same_splits(record, run_dir)
     save_recipe(recipe, run_dir / RECIPE_FILE)
     write_json(run_dir / SPLITS_FILE, record)
+    if splits.is_held_out:
+        root = Path(os.path.commonpath([path.parent for path in splits.val.paths]))
+        write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in splits.val.paths))
     if console is not None:
         console.print(
             f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
@@ -221,6 +231,8 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     # A bundle is shared: no path of this machine goes into it.
     if recipe.model.weights is not None:
         training["recipe"]["model"]["weights"] = Path(recipe.model.weights).name
+    if recipe.labels.vectors is not None:
+        training["recipe"]["labels"]["vectors"] = Path(recipe.labels.vectors).name
     training["recipe"]["data"]["root"] = Path(recipe.data.root).name
     bundle = Bundle(model.eval(), label_graph, architecture, preprocessing, training=training)
     bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)
@@ -229,8 +241,26 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         test = evaluate(
             Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers
         )
-        write_json(run_dir / TEST_FILE, test)
+        protocol = {
+            **record["test"],
+            "threshold": bundle.threshold,
+            "protocol": "read once, after validation chose the epoch",
+        }
+        write_json(run_dir / TEST_FILE, {**test, **protocol})
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
+
+
+def _word_vectors(recipe: Recipe, label_graph: LabelGraph) -> Float[Tensor, "L E"]:
+    path = recipe.labels.vectors
+    if path is None:
+        return vectors_from_co_occurrence(label_graph, dim=recipe.labels.vector_dim)
+    vectors = read_published_vectors(path)
+    if len(vectors) != label_graph.num_labels:
+        raise DataError(
+            f"{path} holds {len(vectors)} word vectors, the data has {label_graph.num_labels} labels. "
+            "Give one vector a label, in the data's order, or leave labels.vectors out."
+        )
+    return vectors
 
 
 def _has_checkpoint(run_dir: Path) -> bool:

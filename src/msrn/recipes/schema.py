@@ -29,9 +29,10 @@ class DataRecipe(Section):
     root: str = Field("scenes", description="Path of the data (VOC folder, CSV); 'scenes' is generated.")
     path_column: str | None = Field(None, description="Column of the paths in a table; found by its name by default.")
     label_column: str | None = Field(None, description="Column of the labels in a table; found by its name by default.")
+    label_names: tuple[str, ...] | None = Field(None, description="Labels to read from a table, in this order.")
     label_separator: str | None = Field(None, description="What stands between two labels of a cell; found by default.")
     split_column: str | None = Field(None, description="Column of the splits in a table; found by its name by default.")
-    train: tuple[SplitName, ...] = Field(("train",), description="Splits to train on.")
+    train: Annotated[tuple[SplitName, ...], Field(min_length=1)] = Field(("train",), description="Splits to train on.")
     val: SplitName | Literal["auto", "held_out"] = Field(
         "auto",
         description="Split that chooses the epoch; 'auto' is val unless used otherwise, else a held-out part of train.",
@@ -50,9 +51,15 @@ class DataRecipe(Section):
     batch_size: PositiveInt = Field(32, description="Images a training batch.")
     num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images.")
 
-    def table_options(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _crops_are_ordered(self) -> "DataRecipe":
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"data.crop_scale is least, greatest; got {list(self.crop_scale)}")
+        return self
+
+    def table_options(self) -> dict[str, Any]:
         """Arguments of `msrn.data.open_source` that were given."""
-        names = ("path_column", "label_column", "label_separator", "split_column")
+        names = ("path_column", "label_column", "label_names", "label_separator", "split_column")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -61,6 +68,10 @@ class LabelsRecipe(Section):
 
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         0.4, description="Label j follows label i when P(j | i) >= threshold."
+    )
+    vectors: str | None = Field(
+        None,
+        description="Word vectors, one row a label: a pickle of ML-GCN or MSRN; made from co-occurrence by default.",
     )
     vector_dim: PositiveInt = Field(300, description="Greatest width of the vectors made from co-occurrence.")
 
@@ -140,7 +151,7 @@ class TrainerRecipe(Section):
     gradient_clip: Rate | None = Field(None, description="Greatest norm of all gradients together.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning's precision.")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where to train.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of weights, order and augmentation.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, order and augmentation.")
 
 
 class Recipe(Section):
@@ -184,12 +195,58 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         known = known_keys()
         siblings = [name for name in known if name.startswith(key.rpartition(".")[0])]
-        close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(siblings)}"
+        hint = (
+            f"did you mean '{close}'?"
+            if (close := _nearest(key, siblings, known))
+            else "see docs/recipes.md for all keys"
+        )
         return f"unknown key '{key}', {hint}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"{key or 'the recipe'}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _nearest(key: str, siblings: list[str], known: list[str]) -> str | None:
+    """The known key most like a wrong one: same last word elsewhere, then spelling, then what others call it."""
+    leaf = key.rpartition(".")[2]
+    if leaf in _OTHER_NAMES:
+        return _OTHER_NAMES[leaf]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    by_leaf = {name.rpartition(".")[2]: name for name in [*known, *siblings]}  # siblings win
+    close = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in siblings], n=1)
+    close = close or difflib.get_close_matches(leaf, by_leaf, n=1)
+    if same_leaf:
+        return same_leaf[0]
+    if close:
+        return by_leaf[close[0]]
+    return next(iter(difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)), None)
+
+
+# What other programs call our keys.
+_OTHER_NAMES = {
+    "learning_rate": "optimizer.lr",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "workers": "data.num_workers",
+    "image_size": "data.size",
+    "img_size": "data.size",
+    "clip": "trainer.gradient_clip",
+}
+
+
+def text_keys() -> set[str]:
+    """Keys whose value is text, whatever it looks like."""
+    keys = set()
+    for section, field in Recipe.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            keys |= {f"{section}.{name}" for name, below in kind.model_fields.items() if below.annotation in _TEXT}
+        elif kind in _TEXT:
+            keys.add(section)
+    return keys
+
+
+_TEXT = (str, str | None)
 
 
 def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:

@@ -89,6 +89,15 @@ def fit(
     if resume and not last.is_file():
         raise TrainingError(f"{run_dir} holds no checkpoints/{LAST_FILE} to resume from. Start it without --resume.")
     table = EpochTable(run_dir / "metrics.csv", console)
+    if trainer_settings.accelerator == "gpu" and not torch.cuda.is_available():
+        raise TrainingError("PyTorch finds no GPU here. Set trainer.accelerator=cpu, or leave it out.")
+    if resume:
+        try:
+            torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged file can fail in any way
+            raise TrainingError(
+                f"{last} is damaged ({type(error).__name__}). Start the run anew with another --out."
+            ) from None
     checkpoints = KeepCheckpoints(checkpoint_dir)
     progress = progress_callbacks(console)
     with _quiet_lightning(), _interruptible():

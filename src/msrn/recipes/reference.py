@@ -1,0 +1,46 @@
+"""The reference of every recipe key, made from the schema: `python -m msrn.recipes.reference > docs/recipes.md`."""
+
+from typing import Any
+
+from msrn.recipes.load import list_recipes
+from msrn.recipes.schema import Recipe, Section
+
+_HEAD = """# Recipes
+
+A recipe is a YAML file; `msrn train RECIPE key=value ...` takes one by name or path and changes any key. Unknown keys are
+errors. Recipes that come with msrn: {names}. A run folder's `recipe.yaml` holds every key as it was used.
+
+This page is made from the program by `python -m msrn.recipes.reference`.
+"""
+
+
+def recipe_reference() -> str:
+    """Markdown: a table a section, with each key's default and meaning."""
+    lines = [_HEAD.format(names=", ".join(f"`{name}`" for name in list_recipes()))]
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            lines += [
+                f"## {name}",
+                "",
+                (section.__doc__ or "").splitlines()[0],
+                "",
+                "| key | default | meaning |",
+                "|---|---|---|",
+            ]
+            for key, below in section.model_fields.items():
+                lines.append(f"| `{name}.{key}` | `{_shown(below.default)}` | {below.description} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    print(recipe_reference(), end="")
