@@ -72,9 +72,10 @@ def write_demo_page(
         }
         for path, prediction, target in zip(shown.paths, predictions, shown.target, strict=True)
     ]
-    groups = None
+    groups, num_groups = None, 0
     if isinstance(predictor.model, MSRN):
-        groups = predictor.model.embed().assignment.argmax(dim=1).cpu().numpy()
+        assignment = predictor.model.embed().assignment  # (L, G)
+        groups, num_groups = assignment.argmax(dim=1).cpu().numpy(), assignment.shape[1]
     label_rows = sorted(
         ({"name": name, "values": [head.test["labels"][name] for head in heads]} for name in predictor.label_names),
         key=lambda row: -(row["values"][0] or 0.0),
@@ -88,7 +89,8 @@ def write_demo_page(
         label_rows=label_rows,
         label_graph=predictor.bundle.label_graph,
         graph_svg=draw_label_graph(predictor.bundle.label_graph, groups),
-        training=predictor.bundle.training,
+        num_groups=num_groups,
+        num_used_groups=0 if groups is None else len(set(groups.tolist())),
         threshold=least,
         num_images=len(images),
     )
