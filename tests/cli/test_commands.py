@@ -1,6 +1,8 @@
 """The commands as people and programs use them: what they print, what they write, how they fail."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -321,3 +323,66 @@ def test_training_prints_only_json_where_json_was_asked_for(capsys, data, tmp_pa
     assert code == 0
     assert json.loads(out)["bundle"] == str(tmp_path / "run" / "bundle")
     assert "epoch   1/1" in err
+
+
+def test_what_nobody_foresaw_is_one_line_too(capsys, data, tmp_path):
+    huge = run(
+        capsys, "train", "scenes", f"data.root={data}", *TINY, "model.dim=100000000000", "--out", tmp_path / "run"
+    )
+    check_error(huge, "MSRN_DEBUG=1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(capsys, data, tmp_path):
+    out = tmp_path / "run"
+    check_error(
+        run(capsys, "train", "scenes", f"data.root={data}", *TINY, "trainer.accelerator=gpu", "--out", out), "no GPU"
+    )
+
+
+def test_a_damaged_checkpoint_is_named(capsys, data, bundle, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(bundle.parent, run_dir, ignore=shutil.ignore_patterns("bundle", "test.json"))
+    last = run_dir / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    check_error(
+        run(capsys, "train", "scenes", f"data.root={data}", *TINY, "--out", run_dir, "--resume"), "last.ckpt", "damaged"
+    )
+
+
+def test_missing_images_are_found_before_training(capsys, tmp_path):
+    folder = write_images(tmp_path / "data", num_train=4, num_val=4, num_test=2)
+    (folder / "images" / "test-01.png").unlink()
+    check_error(run(capsys, "train", "scenes", f"data.root={folder}", *TINY, "--out", tmp_path / "run"), "test-01.png")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_part_is_written_down(capsys, data, tmp_path):
+    out = tmp_path / "run"
+    overrides = [f"data.root={data}", *TINY, "data.val=held_out", "data.val_fraction=0.25", "data.test=null"]
+    assert run(capsys, "train", "scenes", *overrides, "--out", out)[0] == 0
+    names = (out / "held_out.txt").read_text().splitlines()
+    assert len(names) == 3
+    assert all((data / "images" / name).is_file() for name in names)
+
+
+def test_a_strangers_bundle_cannot_name_a_backbone_elsewhere(capsys, bundle, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["architecture"]["backbone"] = "hf-hub:someone/else"
+    (copy / "config.json").write_text(json.dumps(config))
+    check_error(run(capsys, "predict", copy, data / "images"), "no backbone that comes with timm")
+
+
+def test_every_file_of_a_bundle_can_be_read_by_others(bundle):
+    modes = {path.stat().st_mode & 0o777 for path in bundle.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_file_name_in_another_encoding_is_predicted_too(capsys, bundle, data, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(data / "images" / "test-00.png", tmp_path / name)
+    out = tmp_path / "tags.jsonl"
+    assert run(capsys, "predict", bundle, tmp_path, "--json", out)[0] == 0
+    assert json.loads(out.read_text())["path"].endswith(name)

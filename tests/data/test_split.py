@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msrn.data.source import LabelledImages
-from msrn.data.split import check_disjoint, hold_out, split_hash
+from msrn.data.split import check_disjoint, check_files, hold_out, split_hash
 from msrn.errors import DataError, EmptySplitError
 
 
@@ -119,3 +119,12 @@ def test_shared_files_are_named_however_they_are_written() -> None:
     with pytest.raises(DataError, match=r"8 are in two: .*, \.\.\.\. Keep"):
         check_disjoint(train, train)
     check_disjoint(train, make_images(np.ones((8, 1)), folder="other"))
+
+
+def test_missing_files_are_named_with_their_number(tmp_path):
+    (tmp_path / "there.png").touch()
+    paths = (tmp_path / "there.png", tmp_path / "gone.png", tmp_path / "lost.png")
+    images = LabelledImages(paths, np.zeros((3, 1), dtype=np.int8), ("a",), "train")
+    check_files(images.take([0]))
+    with pytest.raises(DataError, match=r"2 images are missing: .*gone\.png, .*lost\.png\. Put"):
+        check_files(images)

@@ -268,3 +268,15 @@ def test_many_rows_in_bounded_time(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert len(TableSource(wide).read("train")) == len(TableSource(tall).read("train")) == num_rows
     assert time.perf_counter() - start < 10  # about 0.5 s; a numpy call a row takes longer
+
+
+def test_spaces_around_paths_are_no_part_of_them(tmp_path):
+    (tmp_path / "t.csv").write_text("path, labels, split\na.png, cat, train\n b.png , cat, train\n")
+    images = TableSource(tmp_path / "t.csv").read("train")
+    assert [path.name for path in images.paths] == ["a.png", "b.png"]
+
+
+def test_a_table_without_rows_says_so(tmp_path):
+    (tmp_path / "t.csv").write_text("path,labels\n")
+    with pytest.raises(EmptySplitError, match="has a header and no rows"):
+        TableSource(tmp_path / "t.csv")

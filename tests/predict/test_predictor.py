@@ -121,3 +121,9 @@ def test_an_image_in_memory_that_is_damaged_is_reported(predictor, paths, tmp_pa
         first, second = predictor.predict([image, paths[1]])
     assert "the image in memory cannot be read" in first.error
     assert second.error is None
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"top_k": 0}, {"threshold": 1.5}, {"threshold": float("nan")}])
+def test_impossible_options_are_refused(predictor, paths, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        predictor.predict(paths[0], **options)

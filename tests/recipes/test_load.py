@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,26 @@ def test_pooled_heads(head: str, pooling: str) -> None:
 def test_architecture_never_asks_for_pretrained_weights() -> None:
     architecture = load_recipe("scenes", ["model.pretrained=true", "model.weights=a.pth"]).model.architecture()
     assert {"pretrained", "weights"}.isdisjoint(architecture)
+
+
+@pytest.mark.parametrize("text", ["|", ",", " ", "#", ":", "7"])
+def test_text_is_taken_as_typed(text):
+    assert load_recipe("scenes", [f"data.label_separator={text}"]).data.label_separator == text
+    assert load_recipe("scenes", [f"data.root=a {text}b"]).data.root == f"a {text}b"
+    assert load_recipe("scenes", ["data.label_separator=null"]).data.label_separator is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.learning_rate=1", "did you mean 'optimizer.lr'"),
+        ("lr=1", "did you mean 'optimizer.lr'"),
+        ("trainer.epochs=1", "did you mean 'trainer.max_epochs'"),
+        ("data.crop_scale=[0.9,0.1]", "data.crop_scale is least, greatest"),
+        ("data.train=[]", "data.train"),
+        ("trainer.seed=99999999999999999999", "trainer.seed"),
+    ],
+)
+def test_problems_are_named(override, words):
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        load_recipe("scenes", [override])
