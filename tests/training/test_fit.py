@@ -452,6 +452,14 @@ def test_bar_and_cursor_are_restored_after_an_error(images: LabelledImages, tmp_
 
 
 def test_interrupt_from_the_keyboard_can_come_again(images: LabelledImages, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
+    try:
+        check_interrupts(images, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_interrupts(images: LabelledImages, tmp_path: Path) -> None:
     module = make_spy(images)
     module.before_step = lambda epoch, batch: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

@@ -241,12 +241,9 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         test = evaluate(
             Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers
         )
-        protocol = {
-            **record["test"],
-            "threshold": bundle.threshold,
-            "protocol": "read once, after validation chose the epoch",
-        }
-        write_json(run_dir / TEST_FILE, {**test, **protocol})
+        protocol = "read once, after validation chose the epoch"
+        test = {**test, **record["test"], "threshold": bundle.threshold, "protocol": protocol}
+        write_json(run_dir / TEST_FILE, test)
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
 
 

@@ -126,7 +126,7 @@ class MSRNModule(pl.LightningModule):
         rows = batch["index"][is_bad].tolist() or batch["index"].tolist()
         shown = ", ".join(str(paths[row]) for row in rows[:3]) if len(paths) else ""
         images = f" (images {shown}{', ...' if len(rows) > 3 else ''})" if shown else ""
-        kept = f"Epoch {self.current_epoch} is kept in checkpoints/last.ckpt. " if self.current_epoch else ""
+        kept = f"Epoch {self.current_epoch} is kept in last.ckpt. " if self.current_epoch else ""
         return (
             f"{what} in epoch {self.current_epoch + 1} of {self.trainer.max_epochs}, {kind} {batch_index + 1}{images}. {kept}"
             "Lower optimizer.lr, set trainer.gradient_clip, or look at these images."
