@@ -6,7 +6,7 @@ from PIL import Image
 from msrn.data.voc import VOC_LABELS, VOCSource
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
-REAL_VOC = Path("/work/shared/voc2007")
+REAL_VOC = Path(__file__).parents[2].parent / "shared" / "voc2007"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ EPILOG = """Examples:
 
   msrn demo
 
-  msrn demo --out /tmp/demo --json -"""
+  msrn demo --out my-demo --json demo.json"""
 
 
 def demo(
