@@ -8,6 +8,7 @@ their schemas is enough. Import this module before torchvision or timm; it does 
 from importlib.machinery import PathFinder
 
 import torch
+from torch.library import define
 
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -35,7 +36,7 @@ def declare_operators() -> None:
         return
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", schema)
+            define(f"torchvision::{name}", schema)
 
 
 declare_operators()

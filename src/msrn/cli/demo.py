@@ -28,7 +28,7 @@ def demo(
     from rich.progress import Progress
 
     from msrn.bundle import load_bundle, save_bundle
-    from msrn.cli.output import make_console, print_evaluation
+    from msrn.cli.output import make_console, print_evaluation, shown_labels
     from msrn.data import open_source
     from msrn.data.scenes import write_scenes
     from msrn.files import write_json
@@ -57,8 +57,7 @@ def demo(
     predictor = Predictor(bundle)
     test = open_source(out / "data").read("test")
     for prediction in predictor.predict(test.paths[:3]):
-        labels = ", ".join(f"{label.name} {label.probability:.2f}" for label in prediction.labels)
-        console.print(f"{prediction.path}: {labels}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{prediction.path}: {shown_labels(prediction)}", markup=False, highlight=False, soft_wrap=True)
     page = write_demo_page(out / "index.html", predictor, test, heads).resolve()
     if json_file is not None:
         write_json(json_file, {"page": str(page), "heads": {head.name: head.test for head in heads}})

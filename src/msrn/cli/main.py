@@ -11,6 +11,11 @@ from msrn.errors import MSRNError
 
 # The exit code that Typer turns Ctrl-C into.
 STOPPED = 130
+# How to go on with a command that was stopped; the others start anew.
+AFTER_STOP = {
+    "train": " A run keeps its last finished epoch; go on with it by --resume.",
+    "demo": " Start it again: it goes on where it stopped.",
+}
 
 app = typer.Typer(
     name="msrn",
@@ -52,11 +57,7 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code != STOPPED:
             raise
-        advice = (
-            " A run keeps its last finished epoch; go on with it by --resume." if sys.argv[1:2] == ["train"] else ""
-        )
-        advice = " Start it again: it goes on where it stopped." if sys.argv[1:2] == ["demo"] else advice
-        _fail(f"stopped by Ctrl-C.{advice}", code=STOPPED)
+        _fail(f"stopped by Ctrl-C.{AFTER_STOP.get(sys.argv[1], '')}", code=STOPPED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check that the path is right, writable and has space left.")

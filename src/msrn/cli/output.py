@@ -1,11 +1,14 @@
 """What commands print: tables for people, on standard error where standard output carries JSON."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from msrn.predict import Prediction
 
 
 def make_console(json_file: Path | None) -> Console:
@@ -21,6 +24,11 @@ def percent(value: float | None) -> str:
         ('50.00', '-')
     """
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def shown_labels(prediction: "Prediction") -> str:
+    """The labels of one image with their probabilities, on one line."""
+    return ", ".join(f"{' '.join(label.name.split())} {label.probability:.2f}" for label in prediction.labels)
 
 
 def print_evaluation(console: Console, report: dict[str, Any], *, title: str, by_label: bool = False) -> None:

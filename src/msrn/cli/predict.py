@@ -35,7 +35,7 @@ def predict(
     """
     from rich.progress import Progress
 
-    from msrn.cli.output import make_console
+    from msrn.cli.output import make_console, shown_labels
     from msrn.data import list_images
     from msrn.files import JSONLinesWriter
     from msrn.predict import load
@@ -56,9 +56,7 @@ def predict(
                 num_failed += 1
                 typer.echo(f"error: {prediction.error}", err=True)
             elif json_file is None:
-                labels = ", ".join(
-                    f"{' '.join(label.name.split())} {label.probability:.2f}" for label in prediction.labels
-                )
+                labels = shown_labels(prediction)
                 console.print(
                     f"{prediction.path}: {labels or '(no label above the threshold)'}", markup=False, soft_wrap=True
                 )

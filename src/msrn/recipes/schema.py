@@ -207,18 +207,17 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(key: str, siblings: list[str], known: list[str]) -> str | None:
-    """The known key most like a wrong one: same last word elsewhere, then spelling, then what others call it."""
+    """The known key most like a wrong one: by what others call it, its last word elsewhere, or the spelling."""
     leaf = key.rpartition(".")[2]
     if leaf in _OTHER_NAMES:
         return _OTHER_NAMES[leaf]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
-    by_leaf = {name.rpartition(".")[2]: name for name in [*known, *siblings]}  # siblings win
-    close = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in siblings], n=1)
-    close = close or difflib.get_close_matches(leaf, by_leaf, n=1)
-    if same_leaf:
-        return same_leaf[0]
-    if close:
-        return by_leaf[close[0]]
+    for name in known:
+        if name.rpartition(".")[2] == leaf:
+            return name
+    for names in (siblings, known):
+        by_leaf = {name.rpartition(".")[2]: name for name in names}
+        for close in difflib.get_close_matches(leaf, by_leaf, n=1):
+            return by_leaf[close]
     return next(iter(difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)), None)
 
 

@@ -105,7 +105,7 @@ class MSRNModule(pl.LightningModule):
         report = self.val_metrics.compute()
         for name in VALIDATION_METRICS:
             value = report[name]
-            self.log(f"val/{name}", float("nan") if value is None else value, prog_bar=name == "mAP")
+            self.log(f"val/{name}", float("nan") if value is None else value)
         self.val_metrics.reset()
 
     def configure_optimizers(self) -> Any:
