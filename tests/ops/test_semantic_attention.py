@@ -117,5 +117,5 @@ def test_empty_map(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.usefixtures("typing_off")
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="backend is one of auto, reference, cpu, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend is one of auto, reference, cpu, triton, nodes, got 'cuda'"):
         semantic_guided_attention(torch.zeros(1, 5, 2, 2), torch.zeros(2, 5), backend="cuda")

@@ -1,21 +1,15 @@
 """Semantic guided attention: one function in front of the forms that compute it."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from msrn.ops.semantic_attention.cpu import attend_by_label
+from msrn.ops.semantic_attention import cpu, operator
 from msrn.ops.semantic_attention.reference import attend_reference
 
-Backend = Literal["auto", "reference", "cpu"]
-
-_BACKENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "auto": attend_by_label,
-    "reference": attend_reference,
-    "cpu": attend_by_label,
-}
+Backend = Literal["auto", "reference", "cpu", "triton", "nodes"]
 
 
 def semantic_guided_attention(
@@ -29,14 +23,17 @@ def semantic_guided_attention(
     Args:
         feature_map: Projected features of one backbone stage.
         embeddings: Label or group embeddings; a zero row gives plain average pooling.
-        backend: "reference" is the plain formulation, which builds a (B, L, D, H·W) tensor; "cpu" is exact, one label at a
-            time, and recomputes in the backward pass; "auto" chooses.
+        backend: "auto" chooses for the device and the data. "reference" is the plain formulation, made of standard operators; it
+            builds a (B, L, H·W, D) tensor. The others recompute in the backward pass and store nothing of that size. "cpu" is
+            exact, tile by tile, on any device. "triton" is exact and fused, for CUDA. "nodes" evaluates a few nodes and
+            interpolates to float32's rounding (1e-10 in float64); channels where it cannot take an exact form.
 
     Returns:
         One vector per label, each entry between the least and greatest of its channel.
 
     Raises:
-        ValueError: The feature map is empty (H or W is 0), or the backend is unknown.
+        ValueError: The feature map is empty (H or W is 0), the widths differ, or the backend is unknown.
+        ImportError: backend="triton" without the triton package.
 
     Example:
         >>> import torch
@@ -47,11 +44,53 @@ def semantic_guided_attention(
 
     Source: MSRN, https://arxiv.org/abs/2106.11596.
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend is one of {', '.join(_BACKENDS)}, got '{backend}'.")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, got '{backend}'.")
     if feature_map.shape[-1] == 0 or feature_map.shape[-2] == 0:
         raise ValueError(
             f"the feature map is empty: shape {tuple(feature_map.shape)}. Use larger images or a backbone of smaller stride."
         )
-    features = feature_map.flatten(2).contiguous()  # (B, D, P)
-    return _BACKENDS[backend](features, embeddings.to(features.dtype))
+    if feature_map.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"the feature map has {feature_map.shape[1]} channels, the embeddings are {embeddings.shape[1]} wide. Project the "
+            "features to the width of the embeddings."
+        )
+    features = feature_map.flatten(2).transpose(1, 2)  # (B, P, D)
+    if backend == "reference":
+        return attend_reference(features, embeddings.to(features.dtype))
+    pooled: Tensor = operator.attend(features, embeddings, backend)
+    return pooled
+
+
+@torch.no_grad()
+def attention_maps(
+    feature_map: Float[Tensor, "B D H W"],
+    embeddings: Float[Tensor, "N D"],
+    channel_weights: Float[Tensor, "B N D"] | None = None,
+) -> Float[Tensor, "B N H W"]:
+    """Where the labels chosen look: their attention weights, averaged over channels.
+
+    map[b, n, p] = sum over d of u[b, n, d] · softmax_p(f[b, d, p] · e[n, d]), with u = |channel_weights|, scaled to sum 1.
+
+    Args:
+        feature_map: Projected features of one backbone stage.
+        embeddings: Embeddings of the labels chosen.
+        channel_weights: What each channel means to the classifier; only the size counts. None, or all zero, weighs all alike.
+
+    Returns:
+        One map a label; each sums to 1. No gradient flows back.
+
+    Example:
+        >>> feature_map = torch.tensor([[[[0.0, 2.0]]]])
+        >>> attention_maps(feature_map, torch.tensor([[0.0], [100.0]])).flatten().round(decimals=2)
+        tensor([0.5000, 0.5000, 0.0000, 1.0000])
+
+    Source: the attention of MSRN, https://arxiv.org/abs/2106.11596; the average is ours.
+    """
+    shape = (len(feature_map), *embeddings.shape)
+    weights = torch.ones(shape, device=embeddings.device) if channel_weights is None else channel_weights.abs()
+    total = weights.sum(dim=-1, keepdim=True)  # (B, N, 1)
+    weights = torch.where(total > 0, weights / total, 1 / embeddings.shape[1])  # (B, N, D)
+    maps = cpu.average_weights(feature_map.flatten(2).transpose(1, 2), embeddings, weights)  # (B, N, P)
+    result: Tensor = maps.unflatten(2, feature_map.shape[2:]).to(feature_map.dtype)
+    return result

@@ -1,0 +1,280 @@
+"""Linear cost: exact at a few nodes of each channel's range of embeddings, interpolated to every label.
+
+The result o(e) of one image and channel is a smooth function of the single number e, so with the labels' entries of a channel
+written as e = centre + half_width · t, t in [-1, 1],
+
+    o(e) ~ sum_m k_m T_m(t),    k = discrete cosine transform of o at M Chebyshev nodes.
+
+M comes from the data: exp(reach · t), reach = half_width · half the range of the features, has to be resolved to rounding. The last
+coefficients then say whether o is resolved too; channels where they do not vanish get more nodes, and the exact form where more do
+not pay. The backward pass sends the gradients to the nodes, differentiates there, and interpolates do/de, checked in the same way.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from msrn.ops.semantic_attention.common import accumulation_dtype, centred
+
+NUM_NODES = (8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
+# Greatest reach z at which that many nodes resolve exp(z t): 2 I_M(z) exp(-z) <= 2e-7 (float32) or 1e-13 (float64).
+_REACH = {
+    torch.float32: (1.154, 2.234, 3.669, 5.451, 7.572, 12.823, 19.406, 36.583, 87.233, 160.161),
+    torch.float64: (0.167, 0.443, 0.886, 1.507, 2.305, 4.43, 7.241, 14.846, 37.683, 70.474),
+}
+# The last coefficients may be this large, relative to the greatest coefficient-wise result and to the greatest feature.
+_TOLERANCE = {torch.float32: (1e-6, 4e-7), torch.float64: (1e-12, 1e-14)}
+_NUM_LAST = 3  # an odd or even o has every other coefficient zero
+# Measured on a CPU: interpolating one entry from one node costs this much of one position's weight for one entry,
+# and all the rest (range, check, gathering channels) as many positions x entries more.
+_INTERPOLATION_COST = 0.8
+_OVERHEAD = 40_000
+
+Channels = Int[Tensor, "_"] | slice
+
+
+class _Fit(NamedTuple):
+    """Channels that share a number of nodes; no nodes means that they take the exact form."""
+
+    channels: Channels
+    nodes: Float[Tensor, "M d"] | None = None
+    pooled: Float[Tensor, "B M d"] | None = None
+    coefficients: Float[Tensor, "B M d"] | None = None
+
+
+class Range(NamedTuple):
+    """What the entries of each channel cover.
+
+    Attributes:
+        centre: Middle of the entries.
+        half_width: Half the distance from the least to the greatest.
+    """
+
+    centre: Float[Tensor, "D"]
+    half_width: Float[Tensor, "D"]
+
+    @classmethod
+    def of(cls, embeddings: Float[Tensor, "L D"]) -> "Range":
+        """The range of the rows given."""
+        least, greatest = embeddings.amin(dim=0), embeddings.amax(dim=0)
+        return cls((greatest + least) / 2, (greatest - least) / 2)
+
+    def nodes(self, count: int) -> Float[Tensor, "M D"]:
+        """Chebyshev nodes of the range, in the order of rising angle."""
+        angles = torch.tensor(chebyshev_angles(count), dtype=self.centre.dtype, device=self.centre.device)
+        return self.centre + self.half_width * angles.cos()[:, None]
+
+    def offsets(self, embeddings: Float[Tensor, "L D"]) -> Float[Tensor, "L D"]:
+        """Where the entries lie in the range, t in [-1, 1]; 0 in a channel of equal entries."""
+        width = self.half_width.clamp(min=torch.finfo(embeddings.dtype).tiny)
+        return ((embeddings - self.centre) / width).clamp(-1, 1)
+
+
+def attend(
+    features: Float[Tensor, "B P D"], embeddings: Float[Tensor, "L D"], *, exact: ModuleType, force: bool = False
+) -> Float[Tensor, "B L D"]:
+    """`attend_reference` to rounding, at a cost of positions + labels; float32 (float64 for float64 features).
+
+    Args:
+        features: Features of any floating type.
+        embeddings: Entries to attend with.
+        exact: The exact form (`cpu` or `triton`) that computes the nodes, and the channels that have to be exact.
+        force: Use nodes also where the exact form is expected to be faster; the checks stay.
+    """
+    embeddings = embeddings.to(accumulation_dtype(features))
+    offsets = Range.of(embeddings).offsets(embeddings)  # (L, D)
+    values, mean = centred(features)  # (B, P, D), (B, D)
+    pooled = embeddings.new_empty(len(features), *embeddings.shape)  # (B, L, D)
+    for fit in _fit(values, embeddings, exact, force=force):
+        if fit.coefficients is None:
+            pooled[..., fit.channels] = exact.attend(values[..., fit.channels], embeddings[:, fit.channels])
+        else:
+            _interpolate(fit.coefficients, offsets[:, fit.channels], out=pooled, channels=fit.channels)
+    return pooled.add_(mean[:, None])
+
+
+def differentiate(
+    features: Float[Tensor, "B P D"],
+    embeddings: Float[Tensor, "L D"],
+    pooled: Float[Tensor, "B L D"],
+    grad: Float[Tensor, "B L D"],
+    *,
+    exact: ModuleType,
+    force: bool = False,
+) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B L D"]]:
+    """As the exact forms' `differentiate`: the gradient of the features, and do/de; the choice of nodes is that of `attend`."""
+    embeddings, grad = embeddings.to(accumulation_dtype(features)), grad.to(accumulation_dtype(features))
+    offsets = Range.of(embeddings).offsets(embeddings)  # (L, D)
+    values, mean = centred(features)  # (B, P, D), (B, D)
+    pooled = pooled - mean[:, None]  # (B, L, D)
+    grad_features, variance = torch.empty_like(values), torch.empty_like(grad)  # (B, P, D), (B, L, D)
+
+    def be_exact(channels: Channels) -> None:
+        own = (values[..., channels], embeddings[:, channels], pooled[..., channels], grad[..., channels])
+        grad_features[..., channels], variance[..., channels] = exact.differentiate(*own)
+
+    for fit in _fit(values, embeddings, exact, force=force):
+        if fit.nodes is None or fit.pooled is None:
+            be_exact(fit.channels)
+            continue
+        own = values[..., fit.channels]  # (B, P, d)
+        # Transposed interpolation, then transposed cosine transform: what the nodes' results receive.
+        moments = _moments(grad[..., fit.channels], offsets[:, fit.channels], len(fit.nodes))  # (B, M, d)
+        node_grad = cosine_transform(moments).transpose(0, 1) @ moments  # (B, M, d)
+        grad_features[..., fit.channels], node_variance = exact.differentiate(own, fit.nodes, fit.pooled, node_grad)
+        coefficients = cosine_transform(node_variance) @ node_variance  # (B, M, d)
+        _interpolate(coefficients, offsets[:, fit.channels], out=variance, channels=fit.channels)
+        greatest = node_variance.amax(dim=1)  # (B, d)
+        rest = _select(fit.channels, ~_are_resolved(coefficients, greatest, own.abs().amax(dim=1) * greatest.sqrt()))
+        if rest is not None:
+            be_exact(rest)
+    return grad_features, variance
+
+
+def pays(num_nodes: int, num_images: int, num_positions: int, num_rows: int, dim: int) -> bool:
+    """Whether that many nodes are expected to cost less than the exact form."""
+    with_nodes = num_nodes * (num_images * num_positions + _INTERPOLATION_COST * (num_images + 2) * num_rows / 2)
+    return with_nodes * dim + _OVERHEAD * num_images < num_images * num_positions * num_rows * dim
+
+
+def _fit(values: Tensor, embeddings: Tensor, exact: ModuleType, *, force: bool) -> Iterator[_Fit]:
+    """Channels in groups, with their node results or for the exact form; every channel comes once."""
+    (num_images, num_positions, dim), num_rows = values.shape, len(embeddings)
+    span = Range.of(embeddings)
+    least, greatest = values.amin(dim=1), values.amax(dim=1)  # (B, D)
+    largest = torch.maximum(greatest, -least)  # (B, D)
+    reach = span.half_width * ((greatest - least) / 2).amax(dim=0)  # (D,)
+    levels = torch.tensor(_REACH[embeddings.dtype], dtype=embeddings.dtype, device=embeddings.device)
+    # Comparisons with NaN are false: such channels pass the last level and are exact.
+    level = (~(reach[:, None] <= levels)).sum(dim=1)  # (D,)
+    pending = [0] * (len(NUM_NODES) + 1)
+    for found, count in zip(*(part.tolist() for part in level.unique(return_counts=True)), strict=True):
+        pending[found] = count
+    groups: dict[int, Channels] = {}
+    if max(pending) == dim:
+        groups[pending.index(dim)] = slice(None)
+    else:
+        order = level.argsort(stable=True)
+        for found, own in enumerate(order.split(pending)):
+            if len(own):
+                groups[found] = own
+    exact_parts: list[Channels] = []
+    for found, count in enumerate(NUM_NODES):
+        channels = groups.pop(found, None)
+        if channels is None:
+            continue
+        width = dim if isinstance(channels, slice) else len(channels)
+        if not (force or pays(count, num_images, num_positions, num_rows, dim)):
+            exact_parts.append(channels)
+            continue
+        nodes = span.nodes(count)[:, channels]  # (M, d)
+        pooled = exact.attend(values[..., channels], nodes)  # (B, M, d)
+        coefficients = cosine_transform(pooled) @ pooled  # (B, M, d)
+        is_right = _are_resolved(coefficients, pooled.abs().amax(dim=1), largest[:, channels])  # (d,)
+        rest = _select(channels, ~is_right)
+        if rest is None:
+            yield _Fit(channels, nodes, pooled, coefficients)
+            continue
+        if len(rest) < width:
+            kept = is_right.nonzero()[:, 0]
+            done = _select(channels, is_right)
+            assert done is not None
+            yield _Fit(done, nodes[:, kept], pooled[..., kept], coefficients[..., kept])
+        # Half as many nodes again at least; joins the channels that start there.
+        later = next((i for i, more in enumerate(NUM_NODES) if more >= 1.5 * count), len(NUM_NODES))
+        waiting = groups.get(later)
+        groups[later] = rest if waiting is None else torch.cat([_indices(waiting, dim, rest), rest])
+    exact_parts += groups.values()
+    if any(isinstance(part, slice) for part in exact_parts):
+        yield _Fit(slice(None))
+    elif exact_parts:
+        yield _Fit(torch.cat([part for part in exact_parts if isinstance(part, Tensor)]))
+
+
+def _indices(channels: Channels, dim: int, like: Tensor) -> Tensor:
+    return torch.arange(dim, device=like.device) if isinstance(channels, slice) else channels
+
+
+def _select(channels: Channels, keep: Tensor) -> Int[Tensor, "_"] | None:
+    """The channels marked, or None where there are none."""
+    if not bool(keep.any()):
+        return None
+    chosen = keep.nonzero()[:, 0]
+    return chosen if isinstance(channels, slice) else channels[chosen]
+
+
+def _are_resolved(
+    coefficients: Float[Tensor, "B M d"], largest_result: Float[Tensor, "B d"], largest_feature: Float[Tensor, "B d"]
+) -> Tensor:
+    """Which channels' last coefficients vanish in every image."""
+    relative, rounding = _TOLERANCE[coefficients.dtype]
+    last = coefficients[:, -_NUM_LAST:].abs().sum(dim=1)  # (B, d)
+    return (last <= relative * largest_result + rounding * largest_feature).all(dim=0)
+
+
+def _interpolate(
+    coefficients: Float[Tensor, "B M d"],
+    offsets: Float[Tensor, "L d"],
+    *,
+    out: Float[Tensor, "B L D"],
+    channels: Channels,
+) -> None:
+    """out[..., channels] = sum over m of coefficients[:, m] T_m(offsets), some labels at a time."""
+    for rows in _row_blocks(coefficients, offsets):
+        total = coefficients.new_zeros(len(coefficients), *offsets[rows].shape)  # (B, l, d)
+        for m, polynomial in enumerate(chebyshev_polynomials(offsets[rows], coefficients.shape[1])):
+            total.addcmul_(coefficients[:, m, None], polynomial)
+        out[:, rows, channels] = total
+
+
+def _moments(grad: Float[Tensor, "B L d"], offsets: Float[Tensor, "L d"], count: int) -> Float[Tensor, "B M d"]:
+    """Sum over labels of grad · T_m(offsets), some labels at a time."""
+    moments = grad.new_zeros(len(grad), count, grad.shape[2])  # (B, M, d)
+    for rows in _row_blocks(moments, offsets):
+        for m, polynomial in enumerate(chebyshev_polynomials(offsets[rows], count)):
+            moments[:, m] += (grad[:, rows] * polynomial).sum(dim=1)
+    return moments
+
+
+def _row_blocks(coefficients: Tensor, offsets: Tensor) -> Iterator[slice]:
+    rows = max(1, 400_000 // ((len(coefficients) + 3) * offsets.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(offsets), rows))
+
+
+def chebyshev_polynomials(offsets: Float[Tensor, "L D"], count: int) -> Iterator[Float[Tensor, "L D"]]:
+    """T_0, T_1 ... of t in [-1, 1], by recurrence."""
+    # cos(m arccos t) would have no gradient at t = -1 and 1, where the extreme labels are.
+    before, current, twice = torch.ones_like(offsets), offsets, 2 * offsets
+    for _ in range(count):
+        yield before
+        before, current = current, (twice * current).sub_(before)
+
+
+def chebyshev_angles(count: int) -> tuple[float, ...]:
+    """Angles of the Chebyshev nodes of the first kind.
+
+    Example:
+        >>> [round(math.cos(angle), 3) for angle in chebyshev_angles(3)]
+        [0.866, 0.0, -0.866]
+    """
+    return tuple(math.pi * (n + 0.5) / count for n in range(count))
+
+
+def cosine_transform(like: Float[Tensor, "B M D"]) -> Float[Tensor, "M M"]:
+    """The matrix that takes M node results to M Chebyshev coefficients."""
+    return _cosine_transform(like.shape[1], like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _cosine_transform(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    orders = torch.arange(count, dtype=torch.float64)
+    angles = torch.tensor(chebyshev_angles(count), dtype=torch.float64)
+    transform = torch.cos(orders[:, None] * angles) * (2 / count)  # (M, M)
+    transform[0] /= 2
+    return transform.to(device, dtype)

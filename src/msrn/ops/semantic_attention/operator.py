@@ -1,0 +1,85 @@
+"""Semantic guided attention as a PyTorch operator: opaque to compilers, known to autograd, and with a form chosen at run time."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msrn.ops.semantic_attention import cpu, nodes
+from msrn.ops.semantic_attention.common import accumulation_dtype
+
+
+@torch.library.custom_op("msrn::semantic_guided_attention", mutates_args=())
+def attend(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
+    """Pooled features (B, L, D) of features (B, P, D) and embeddings (L, D), by the form of that name."""
+    features = _prepared(features)
+    pooled: Tensor = _form(backend, features, "attend")(features, embeddings.detach())
+    return pooled.to(features.dtype)
+
+
+@attend.register_fake
+def _(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
+    return features.new_empty(features.shape[0], embeddings.shape[0], features.shape[2])
+
+
+@torch.library.custom_op("msrn::semantic_guided_attention_backward", mutates_args=())
+def differentiate(
+    features: Tensor, embeddings: Tensor, pooled: Tensor, grad: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of features and embeddings."""
+    features = _prepared(features)
+    grad_features, variance = _form(backend, features, "differentiate")(features, embeddings, pooled, grad)
+    return grad_features.to(features.dtype), (variance * grad).sum(dim=0).to(embeddings.dtype)
+
+
+@differentiate.register_fake
+def _(features: Tensor, embeddings: Tensor, pooled: Tensor, grad: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return features.new_empty(features.shape), embeddings.new_empty(embeddings.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    features, embeddings, backend = inputs
+    ctx.save_for_backward(features, embeddings, output)
+    ctx.backend = backend
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    grad_features, grad_embeddings = differentiate(*ctx.saved_tensors, grad, ctx.backend)
+    return grad_features, grad_embeddings, None
+
+
+attend.register_autograd(_backward, setup_context=_keep)
+
+
+def _prepared(features: Tensor) -> Tensor:
+    # Channels innermost, as channels_last feature maps have them: every step over positions then reads whole rows.
+    return features.detach().contiguous()
+
+
+def _form(backend: str, features: Tensor, name: str) -> Callable[..., Any]:
+    """The function of that name in the form of that name."""
+    exact = _exact(features)
+    if backend in ("auto", "nodes") and len(features):
+        return partial(getattr(nodes, name), exact=exact, force=backend == "nodes")
+    form = _triton() if backend == "triton" else cpu
+    function: Callable[..., Any] = getattr(form, name)
+    return function
+
+
+def _exact(features: Tensor) -> ModuleType:
+    has_kernel = features.is_cuda and accumulation_dtype(features) == torch.float32 and find_spec("triton") is not None
+    return _triton() if has_kernel else cpu
+
+
+def _triton() -> ModuleType:
+    try:
+        return import_module("msrn.ops.semantic_attention.triton")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"backend='triton' needs the package {error.name}. Install it (pip install 'msrn[kernels]'), or use backend='auto'."
+        ) from error
