@@ -48,6 +48,29 @@ class StageProjection(nn.Module):
             return feature_map
         return F.max_pool2d(feature_map, 2) if self.pooling == "max" else F.avg_pool2d(feature_map, 2)
 
+    @torch.no_grad()
+    def merged(self) -> "StageProjection":
+        """The same for inference, with the norm and, where pooling is linear, the buffer merged into the projection."""
+        weight = self.projection.weight.double().flatten(1)  # (D, C)
+        bias = weight.new_zeros(len(weight)) if self.projection.bias is None else self.projection.bias.double()
+        buffer = self.buffer if isinstance(self.buffer, nn.Conv2d) else None
+        if buffer is not None and buffer.bias is not None and self.pooling != "max":
+            weight, bias = weight @ buffer.weight.double().flatten(1), bias + weight @ buffer.bias.double()
+            buffer = None
+        if isinstance(self.norm, nn.BatchNorm2d):
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            assert mean is not None
+            assert variance is not None
+            factor = self.norm.weight.double() / (variance.double() + self.norm.eps).sqrt()  # (D,)
+            weight, bias = weight * factor[:, None], (bias - mean.double()) * factor + self.norm.bias.double()
+        stage = StageProjection(weight.shape[1], len(weight), pooling=self.pooling)
+        stage.to(self.projection.weight)
+        stage.projection.weight.copy_(weight[:, :, None, None])
+        assert stage.projection.bias is not None
+        stage.projection.bias.copy_(bias)
+        stage.buffer = stage.buffer if buffer is None else buffer
+        return stage.eval()
+
 
 class SemanticGuidedAttention(nn.Module):
     """Let label and group embeddings choose, for every stage and channel, how the positions are pooled.
@@ -92,11 +115,17 @@ class SemanticGuidedAttention(nn.Module):
         self, feature_maps: Sequence[Float[Tensor, "B _C _H _W"]], label_groups: LabelGroups
     ) -> tuple[Float[Tensor, "B L SD"], Float[Tensor, "B G SD"]]:
         """Label features O and group features Q, the stages joined along channels."""
-        num_labels = len(label_groups.label_embeddings)
-        embeddings = torch.cat([label_groups.label_embeddings, label_groups.group_embeddings])  # (L + G, D)
-        pooled = [
-            semantic_guided_attention(stage(feature_map), embeddings)  # (B, L + G, D)
-            for stage, feature_map in zip(self.stages, feature_maps, strict=True)
-        ]
-        features = torch.cat(pooled, dim=-1)  # (B, L + G, S·D)
-        return features[:, :num_labels], features[:, num_labels:]
+        return self.attend(self.project(feature_maps), label_groups)
+
+    def project(self, feature_maps: Sequence[Float[Tensor, "B _C _H _W"]]) -> list[Float[Tensor, "B D _h _w"]]:
+        """The stages as attention sees them."""
+        return [stage(feature_map) for stage, feature_map in zip(self.stages, feature_maps, strict=True)]
+
+    def attend(
+        self, projected: Sequence[Float[Tensor, "B D _h _w"]], label_groups: LabelGroups
+    ) -> tuple[Float[Tensor, "B L SD"], Float[Tensor, "B G SD"]]:
+        """Label and group features of projected stages."""
+        # Apart, for groups spread wider than labels: a few rows of the exact form, instead of more nodes for all.
+        label_features = [semantic_guided_attention(stage, label_groups.label_embeddings) for stage in projected]
+        group_features = [semantic_guided_attention(stage, label_groups.group_embeddings) for stage in projected]
+        return torch.cat(label_features, dim=-1), torch.cat(group_features, dim=-1)

@@ -51,6 +51,12 @@ class MSRN(nn.Module):
     ) -> Float[Tensor, "B L"]:
         """Logits of a batch of images; pass `label_groups` where `embed()` was already called in this step."""
         feature_maps: Sequence[Tensor] = self.backbone(images)  # S x (B, C, h, w)
+        return self.head(feature_maps, label_groups)
+
+    def head(
+        self, feature_maps: Sequence[Float[Tensor, "B _C _h _w"]], label_groups: LabelGroups | None = None
+    ) -> Float[Tensor, "B L"]:
+        """Everything behind the backbone."""
         if label_groups is None:
             label_groups = self.embed()  # (L, D), (G, D), (L, G)
         label_features, group_features = self.attention(feature_maps, label_groups)  # (B, L, S·D), (B, G, S·D)

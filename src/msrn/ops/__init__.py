@@ -1,5 +1,5 @@
 """Operators written for speed, each beside the plain form it is compared with."""
 
-from msrn.ops.semantic_attention import attention_maps, semantic_guided_attention
+from msrn.ops.semantic_attention import FixedNodes, attention_maps, semantic_guided_attention
 
-__all__ = ["attention_maps", "semantic_guided_attention"]
+__all__ = ["FixedNodes", "attention_maps", "semantic_guided_attention"]

@@ -16,7 +16,7 @@ from msrn.data.images import read_image, to_rgb
 from msrn.data.loader import build_loader
 from msrn.data.source import LabelledImages
 from msrn.errors import ModelError, UnreadableImageError
-from msrn.models import use_channels_last
+from msrn.models import MSRN, InferenceMSRN, use_channels_last
 
 ImageLike = str | Path | Image.Image
 
@@ -69,7 +69,8 @@ class Predictor:
     def __init__(self, bundle: Bundle, *, device: str | torch.device | None = None) -> None:
         self.bundle = bundle
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = bundle.model.to(self.device).eval()
+        model = bundle.model.to(self.device).eval()
+        self.model = InferenceMSRN(model) if isinstance(model, MSRN) else model
         use_channels_last(self.model)
 
     @property

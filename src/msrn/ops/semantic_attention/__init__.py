@@ -7,7 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msrn.ops.semantic_attention import cpu, operator
+from msrn.ops.semantic_attention.fixed import FixedNodes
 from msrn.ops.semantic_attention.reference import attend_reference
+
+__all__ = ["Backend", "FixedNodes", "attention_maps", "semantic_guided_attention"]
 
 Backend = Literal["auto", "reference", "cpu", "triton", "nodes"]
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from msrn.ops.semantic_attention.common import accumulation_dtype, centred
@@ -39,7 +39,7 @@ _OVERHEAD = 40_000
 Channels = Int[Tensor, "_"] | slice
 
 
-class _Fit(NamedTuple):
+class Fit(NamedTuple):
     """Channels that share a number of nodes; no nodes means that they take the exact form."""
 
     channels: Channels
@@ -91,11 +91,11 @@ def attend(
     offsets = Range.of(embeddings).offsets(embeddings)  # (L, D)
     values, mean = centred(features)  # (B, P, D), (B, D)
     pooled = embeddings.new_empty(len(features), *embeddings.shape)  # (B, L, D)
-    for fit in _fit(values, embeddings, exact, force=force):
-        if fit.coefficients is None:
-            pooled[..., fit.channels] = exact.attend(values[..., fit.channels], embeddings[:, fit.channels])
+    for own in fit(values, embeddings, exact, force=force):
+        if own.coefficients is None:
+            pooled[..., own.channels] = exact.attend(values[..., own.channels], embeddings[:, own.channels])
         else:
-            _interpolate(fit.coefficients, offsets[:, fit.channels], out=pooled, channels=fit.channels)
+            _interpolate(own.coefficients, offsets[:, own.channels], out=pooled, channels=own.channels)
     return pooled.add_(mean[:, None])
 
 
@@ -116,22 +116,24 @@ def differentiate(
     grad_features, variance = torch.empty_like(values), torch.empty_like(grad)  # (B, P, D), (B, L, D)
 
     def be_exact(channels: Channels) -> None:
-        own = (values[..., channels], embeddings[:, channels], pooled[..., channels], grad[..., channels])
-        grad_features[..., channels], variance[..., channels] = exact.differentiate(*own)
+        given = (values[..., channels], embeddings[:, channels], pooled[..., channels], grad[..., channels])
+        grad_features[..., channels], variance[..., channels] = exact.differentiate(*given)
 
-    for fit in _fit(values, embeddings, exact, force=force):
-        if fit.nodes is None or fit.pooled is None:
-            be_exact(fit.channels)
+    for own in fit(values, embeddings, exact, force=force):
+        channels = own.channels
+        if own.nodes is None or own.pooled is None:
+            be_exact(channels)
             continue
-        own = values[..., fit.channels]  # (B, P, d)
         # Transposed interpolation, then transposed cosine transform: what the nodes' results receive.
-        moments = _moments(grad[..., fit.channels], offsets[:, fit.channels], len(fit.nodes))  # (B, M, d)
-        node_grad = cosine_transform(moments).transpose(0, 1) @ moments  # (B, M, d)
-        grad_features[..., fit.channels], node_variance = exact.differentiate(own, fit.nodes, fit.pooled, node_grad)
+        moments = _moments(grad[..., channels], offsets[:, channels], len(own.nodes))  # (B, M, d)
+        node_grad = cosine_transform(moments).T @ moments  # (B, M, d)
+        given = (values[..., channels], own.nodes, own.pooled, node_grad)
+        grad_features[..., channels], node_variance = exact.differentiate(*given)
         coefficients = cosine_transform(node_variance) @ node_variance  # (B, M, d)
-        _interpolate(coefficients, offsets[:, fit.channels], out=variance, channels=fit.channels)
+        _interpolate(coefficients, offsets[:, channels], out=variance, channels=channels)
         greatest = node_variance.amax(dim=1)  # (B, d)
-        rest = _select(fit.channels, ~_are_resolved(coefficients, greatest, own.abs().amax(dim=1) * greatest.sqrt()))
+        rounding = values[..., channels].abs().amax(dim=1) * greatest.sqrt()  # (B, d)
+        rest = _select(channels, ~are_resolved(coefficients, greatest, rounding).all(dim=0))
         if rest is not None:
             be_exact(rest)
     return grad_features, variance
@@ -143,13 +145,28 @@ def pays(num_nodes: int, num_images: int, num_positions: int, num_rows: int, dim
     return with_nodes * dim + _OVERHEAD * num_images < num_images * num_positions * num_rows * dim
 
 
-def _fit(values: Tensor, embeddings: Tensor, exact: ModuleType, *, force: bool) -> Iterator[_Fit]:
-    """Channels in groups, with their node results or for the exact form; every channel comes once."""
+def fit(
+    values: Float[Tensor, "B P D"],
+    embeddings: Float[Tensor, "L D"],
+    exact: ModuleType,
+    *,
+    force: bool = False,
+    margin: float = 1.0,
+) -> Iterator[Fit]:
+    """Channels in groups, with their node results or for the exact form; every channel comes once.
+
+    Args:
+        values: Features less their mean over positions.
+        embeddings: Entries, of the type of the values.
+        exact: The exact form.
+        force: Use nodes also where the exact form is expected to be faster.
+        margin: Factor on the reach, for nodes that other features will use too.
+    """
     (num_images, num_positions, dim), num_rows = values.shape, len(embeddings)
     span = Range.of(embeddings)
     least, greatest = values.amin(dim=1), values.amax(dim=1)  # (B, D)
     largest = torch.maximum(greatest, -least)  # (B, D)
-    reach = span.half_width * ((greatest - least) / 2).amax(dim=0)  # (D,)
+    reach = margin * span.half_width * ((greatest - least) / 2).amax(dim=0)  # (D,)
     levels = torch.tensor(_REACH[embeddings.dtype], dtype=embeddings.dtype, device=embeddings.device)
     # Comparisons with NaN are false: such channels pass the last level and are exact.
     level = (~(reach[:, None] <= levels)).sum(dim=1)  # (D,)
@@ -176,25 +193,25 @@ def _fit(values: Tensor, embeddings: Tensor, exact: ModuleType, *, force: bool) 
         nodes = span.nodes(count)[:, channels]  # (M, d)
         pooled = exact.attend(values[..., channels], nodes)  # (B, M, d)
         coefficients = cosine_transform(pooled) @ pooled  # (B, M, d)
-        is_right = _are_resolved(coefficients, pooled.abs().amax(dim=1), largest[:, channels])  # (d,)
+        is_right = are_resolved(coefficients, pooled.abs().amax(dim=1), largest[:, channels]).all(dim=0)  # (d,)
         rest = _select(channels, ~is_right)
         if rest is None:
-            yield _Fit(channels, nodes, pooled, coefficients)
+            yield Fit(channels, nodes, pooled, coefficients)
             continue
         if len(rest) < width:
             kept = is_right.nonzero()[:, 0]
             done = _select(channels, is_right)
             assert done is not None
-            yield _Fit(done, nodes[:, kept], pooled[..., kept], coefficients[..., kept])
+            yield Fit(done, nodes[:, kept], pooled[..., kept], coefficients[..., kept])
         # Half as many nodes again at least; joins the channels that start there.
         later = next((i for i, more in enumerate(NUM_NODES) if more >= 1.5 * count), len(NUM_NODES))
         waiting = groups.get(later)
         groups[later] = rest if waiting is None else torch.cat([_indices(waiting, dim, rest), rest])
     exact_parts += groups.values()
     if any(isinstance(part, slice) for part in exact_parts):
-        yield _Fit(slice(None))
+        yield Fit(slice(None))
     elif exact_parts:
-        yield _Fit(torch.cat([part for part in exact_parts if isinstance(part, Tensor)]))
+        yield Fit(torch.cat([part for part in exact_parts if isinstance(part, Tensor)]))
 
 
 def _indices(channels: Channels, dim: int, like: Tensor) -> Tensor:
@@ -209,13 +226,13 @@ def _select(channels: Channels, keep: Tensor) -> Int[Tensor, "_"] | None:
     return chosen if isinstance(channels, slice) else channels[chosen]
 
 
-def _are_resolved(
+def are_resolved(
     coefficients: Float[Tensor, "B M d"], largest_result: Float[Tensor, "B d"], largest_feature: Float[Tensor, "B d"]
-) -> Tensor:
-    """Which channels' last coefficients vanish in every image."""
+) -> Bool[Tensor, "B d"]:
+    """Where the last coefficients vanish."""
     relative, rounding = _TOLERANCE[coefficients.dtype]
     last = coefficients[:, -_NUM_LAST:].abs().sum(dim=1)  # (B, d)
-    return (last <= relative * largest_result + rounding * largest_feature).all(dim=0)
+    return last <= relative * largest_result + rounding * largest_feature
 
 
 def _interpolate(

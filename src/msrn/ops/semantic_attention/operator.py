@@ -76,6 +76,11 @@ def _exact(features: Tensor) -> ModuleType:
     return _triton() if has_kernel else cpu
 
 
+def exact_backend(features: Tensor) -> str:
+    """Name of the exact form for these features."""
+    return "cpu" if _exact(features) is cpu else "triton"
+
+
 def _triton() -> ModuleType:
     try:
         return import_module("msrn.ops.semantic_attention.triton")
