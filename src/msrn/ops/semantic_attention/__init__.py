@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msrn.ops.semantic_attention import cpu, operator
+from msrn.ops.semantic_attention.common import centred
 from msrn.ops.semantic_attention.fixed import FixedNodes
 from msrn.ops.semantic_attention.reference import attend_reference
 
@@ -94,6 +95,7 @@ def attention_maps(
     weights = torch.ones(shape, device=embeddings.device) if channel_weights is None else channel_weights.abs()
     total = weights.sum(dim=-1, keepdim=True)  # (B, N, 1)
     weights = torch.where(total > 0, weights / total, 1 / embeddings.shape[1])  # (B, N, D)
-    maps = cpu.average_weights(feature_map.flatten(2).transpose(1, 2), embeddings, weights)  # (B, N, P)
+    values, _ = centred(feature_map.flatten(2).transpose(1, 2))  # (B, P, D)
+    maps = cpu.average_weights(values, embeddings.to(values.dtype), weights.to(values.dtype))  # (B, N, P)
     result: Tensor = maps.unflatten(2, feature_map.shape[2:]).to(feature_map.dtype)
     return result

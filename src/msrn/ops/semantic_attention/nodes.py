@@ -20,17 +20,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from msrn.ops.semantic_attention.common import accumulation_dtype, centred
-
-NUM_NODES = (8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
-# Greatest reach z at which that many nodes resolve exp(z t): 2 I_M(z) exp(-z) <= 2e-7 (float32) or 1e-13 (float64).
+NUM_NODES = (8, 12, 16, 24, 32, 48, 64)
+# Greatest reach z at which M nodes are tried: 2 I_(M-2)(z) exp(-z) <= 2e-7 (float32) or 1e-13 (float64). M - 2, not M: o is a ratio
+# of sums of exponentials, and a little rougher than each.
 _REACH = {
-    torch.float32: (1.154, 2.234, 3.669, 5.451, 7.572, 12.823, 19.406, 36.583, 87.233, 160.161),
-    torch.float64: (0.167, 0.443, 0.886, 1.507, 2.305, 4.43, 7.241, 14.846, 37.683, 70.474),
+    torch.float32: (0.438, 2.234, 5.451, 15.948, 31.786, 79.697, 149.806),
+    torch.float64: (0.037, 0.443, 1.507, 5.752, 12.701, 34.281, 65.833),
 }
 # The last coefficients may be this large, relative to the greatest coefficient-wise result and to the greatest feature.
 _TOLERANCE = {torch.float32: (1e-6, 4e-7), torch.float64: (1e-12, 1e-14)}
 _NUM_LAST = 3  # an odd or even o has every other coefficient zero
+# Channels that change their number of nodes do so by so many: shorter rows are slow to add up.
+_CHANNEL_STEP = 32
+# Gathering channels into several groups costs about as much as this many nodes.
+_SPLIT_COST = 3
 # Measured on a CPU: interpolating one entry from one node costs this much of one position's weight for one entry,
 # and all the rest (range, check, gathering channels) as many positions x entries more.
 _INTERPOLATION_COST = 0.8
@@ -77,30 +80,30 @@ class Range(NamedTuple):
 
 
 def attend(
-    features: Float[Tensor, "B P D"], embeddings: Float[Tensor, "L D"], *, exact: ModuleType, force: bool = False
+    values: Float[Tensor, "B P D"], embeddings: Float[Tensor, "L D"], *, exact: ModuleType, force: bool = False
 ) -> Float[Tensor, "B L D"]:
-    """`attend_reference` to rounding, at a cost of positions + labels; float32 (float64 for float64 features).
+    """`attend_reference` to rounding, at a cost of positions + labels.
 
     Args:
-        features: Features of any floating type.
-        embeddings: Entries to attend with.
+        values: Features in float32 or float64, less their mean over positions.
+        embeddings: Entries of the same type.
         exact: The exact form (`cpu` or `triton`) that computes the nodes, and the channels that have to be exact.
         force: Use nodes also where the exact form is expected to be faster; the checks stay.
     """
-    embeddings = embeddings.to(accumulation_dtype(features))
     offsets = Range.of(embeddings).offsets(embeddings)  # (L, D)
-    values, mean = centred(features)  # (B, P, D), (B, D)
-    pooled = embeddings.new_empty(len(features), *embeddings.shape)  # (B, L, D)
+    pooled = values.new_empty(len(values), *embeddings.shape)  # (B, L, D)
     for own in fit(values, embeddings, exact, force=force):
-        if own.coefficients is None:
-            pooled[..., own.channels] = exact.attend(values[..., own.channels], embeddings[:, own.channels])
-        else:
+        if own.coefficients is not None:
             _interpolate(own.coefficients, offsets[:, own.channels], out=pooled, channels=own.channels)
-    return pooled.add_(mean[:, None])
+        elif isinstance(own.channels, slice):
+            return exact.attend(values, embeddings)  # type: ignore[no-any-return]
+        else:
+            pooled[..., own.channels] = exact.attend(values[..., own.channels], embeddings[:, own.channels])
+    return pooled
 
 
 def differentiate(
-    features: Float[Tensor, "B P D"],
+    values: Float[Tensor, "B P D"],
     embeddings: Float[Tensor, "L D"],
     pooled: Float[Tensor, "B L D"],
     grad: Float[Tensor, "B L D"],
@@ -109,15 +112,12 @@ def differentiate(
     force: bool = False,
 ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B L D"]]:
     """As the exact forms' `differentiate`: the gradient of the features, and do/de; the choice of nodes is that of `attend`."""
-    embeddings, grad = embeddings.to(accumulation_dtype(features)), grad.to(accumulation_dtype(features))
     offsets = Range.of(embeddings).offsets(embeddings)  # (L, D)
-    values, mean = centred(features)  # (B, P, D), (B, D)
-    pooled = pooled - mean[:, None]  # (B, L, D)
-    grad_features, variance = torch.empty_like(values), torch.empty_like(grad)  # (B, P, D), (B, L, D)
+    grad_values, variance = torch.empty_like(values), torch.empty_like(grad)  # (B, P, D), (B, L, D)
 
     def be_exact(channels: Channels) -> None:
         given = (values[..., channels], embeddings[:, channels], pooled[..., channels], grad[..., channels])
-        grad_features[..., channels], variance[..., channels] = exact.differentiate(*given)
+        grad_values[..., channels], variance[..., channels] = exact.differentiate(*given)
 
     for own in fit(values, embeddings, exact, force=force):
         channels = own.channels
@@ -128,7 +128,7 @@ def differentiate(
         moments = _moments(grad[..., channels], offsets[:, channels], len(own.nodes))  # (B, M, d)
         node_grad = cosine_transform(moments).T @ moments  # (B, M, d)
         given = (values[..., channels], own.nodes, own.pooled, node_grad)
-        grad_features[..., channels], node_variance = exact.differentiate(*given)
+        grad_values[..., channels], node_variance = exact.differentiate(*given)
         coefficients = cosine_transform(node_variance) @ node_variance  # (B, M, d)
         _interpolate(coefficients, offsets[:, channels], out=variance, channels=channels)
         greatest = node_variance.amax(dim=1)  # (B, d)
@@ -136,7 +136,7 @@ def differentiate(
         rest = _select(channels, ~are_resolved(coefficients, greatest, rounding).all(dim=0))
         if rest is not None:
             be_exact(rest)
-    return grad_features, variance
+    return grad_values, variance
 
 
 def pays(num_nodes: int, num_images: int, num_positions: int, num_rows: int, dim: int) -> bool:
@@ -167,20 +167,7 @@ def fit(
     least, greatest = values.amin(dim=1), values.amax(dim=1)  # (B, D)
     largest = torch.maximum(greatest, -least)  # (B, D)
     reach = margin * span.half_width * ((greatest - least) / 2).amax(dim=0)  # (D,)
-    levels = torch.tensor(_REACH[embeddings.dtype], dtype=embeddings.dtype, device=embeddings.device)
-    # Comparisons with NaN are false: such channels pass the last level and are exact.
-    level = (~(reach[:, None] <= levels)).sum(dim=1)  # (D,)
-    pending = [0] * (len(NUM_NODES) + 1)
-    for found, count in zip(*(part.tolist() for part in level.unique(return_counts=True)), strict=True):
-        pending[found] = count
-    groups: dict[int, Channels] = {}
-    if max(pending) == dim:
-        groups[pending.index(dim)] = slice(None)
-    else:
-        order = level.argsort(stable=True)
-        for found, own in enumerate(order.split(pending)):
-            if len(own):
-                groups[found] = own
+    groups = _group(reach, num_rows)
     exact_parts: list[Channels] = []
     for found, count in enumerate(NUM_NODES):
         channels = groups.pop(found, None)
@@ -212,6 +199,25 @@ def fit(
         yield Fit(slice(None))
     elif exact_parts:
         yield Fit(torch.cat([part for part in exact_parts if isinstance(part, Tensor)]))
+
+
+def _group(reach: Float[Tensor, "D"], num_rows: int) -> dict[int, Channels]:
+    """Channels by the index of their first number of nodes; the index behind the last means exact."""
+    dim = len(reach)
+    levels = reach.new_tensor(_REACH[reach.dtype])
+    # Comparisons with NaN are false: such channels pass the last level and are exact.
+    level = (~(reach[:, None] <= levels)).sum(dim=1)  # (D,)
+    counts = torch.bincount(level, minlength=len(NUM_NODES) + 1).tolist()
+    last = max(index for index, count in enumerate(counts) if count)
+    for index in range(last):  # a remainder moves up, where it has more nodes than it needs
+        counts[index + 1] += counts[index] % _CHANNEL_STEP
+        counts[index] -= counts[index] % _CHANNEL_STEP
+    costs = (*NUM_NODES, num_rows)
+    apart = sum(min(cost, num_rows) * count for cost, count in zip(costs, counts, strict=True)) + _SPLIT_COST * dim
+    if counts[last] == dim or min(costs[last], num_rows) * dim <= apart:
+        return {last: slice(None)}
+    parts = level.argsort(stable=True).split(counts)
+    return {index: own for index, own in enumerate(parts) if len(own)}
 
 
 def _indices(channels: Channels, dim: int, like: Tensor) -> Tensor:

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from msrn.ops.semantic_attention import cpu, nodes
-from msrn.ops.semantic_attention.common import accumulation_dtype
+from msrn.ops.semantic_attention.common import accumulation_dtype, centred
 
 
 @torch.library.custom_op("msrn::semantic_guided_attention", mutates_args=())
 def attend(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
     """Pooled features (B, L, D) of features (B, P, D) and embeddings (L, D), by the form of that name."""
-    features = _prepared(features)
-    pooled: Tensor = _form(backend, features, "attend")(features, embeddings.detach())
-    return pooled.to(features.dtype)
+    form = _form(backend, features, "attend")
+    if form is None:
+        return _triton().attend(_channels_innermost(features), embeddings).to(features.dtype)  # type: ignore[no-any-return]
+    values, mean = centred(_channels_innermost(features))  # (B, P, D), (B, D)
+    pooled: Tensor = form(values, embeddings.detach().to(values.dtype))  # (B, L, D)
+    return pooled.add_(mean[:, None]).to(features.dtype)
 
 
 @attend.register_fake
@@ -32,8 +35,13 @@ def differentiate(
     features: Tensor, embeddings: Tensor, pooled: Tensor, grad: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features and embeddings."""
-    features = _prepared(features)
-    grad_features, variance = _form(backend, features, "differentiate")(features, embeddings, pooled, grad)
+    form = _form(backend, features, "differentiate")
+    if form is None:
+        grad_features, variance = _triton().differentiate(_channels_innermost(features), embeddings, pooled, grad)
+    else:
+        values, mean = centred(_channels_innermost(features))  # (B, P, D), (B, D)
+        pooled, grad = pooled.to(values.dtype) - mean[:, None], grad.to(values.dtype)
+        grad_features, variance = form(values, embeddings.to(values.dtype), pooled, grad)
     return grad_features.to(features.dtype), (variance * grad).sum(dim=0).to(embeddings.dtype)
 
 
@@ -56,19 +64,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 attend.register_autograd(_backward, setup_context=_keep)
 
 
-def _prepared(features: Tensor) -> Tensor:
-    # Channels innermost, as channels_last feature maps have them: every step over positions then reads whole rows.
+def _channels_innermost(features: Tensor) -> Tensor:
+    # As channels_last feature maps have them: every step over positions then reads whole rows.
     return features.detach().contiguous()
 
 
-def _form(backend: str, features: Tensor, name: str) -> Callable[..., Any]:
-    """The function of that name in the form of that name."""
+def _form(backend: str, features: Tensor, name: str) -> Callable[..., Any] | None:
+    """The function of that name, for features less their mean; None for the fused kernels, which take features as they are."""
     exact = _exact(features)
     if backend in ("auto", "nodes") and len(features):
         return partial(getattr(nodes, name), exact=exact, force=backend == "nodes")
-    form = _triton() if backend == "triton" else cpu
-    function: Callable[..., Any] = getattr(form, name)
-    return function
+    function: Callable[..., Any] = getattr(cpu, name)
+    return None if backend == "triton" else function
 
 
 def _exact(features: Tensor) -> ModuleType:
