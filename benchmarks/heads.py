@@ -11,14 +11,12 @@ it stopped.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from machine import machine
 from rich.console import Console
 
 from msrn.files import write_json
@@ -26,25 +24,6 @@ from msrn.recipes import load_recipe
 from msrn.recipes.run import train_recipe
 
 METRICS = ("mAP", "CF1", "OF1", "CF1_top3", "OF1_top3")
-
-
-def machine() -> dict[str, Any]:
-    names = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def train_once(args: argparse.Namespace, head: str, seed: int, lr: float | None, *, is_search: bool) -> dict[str, Any]:

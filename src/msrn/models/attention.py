@@ -81,6 +81,7 @@ class SemanticGuidedAttention(nn.Module):
         pooling: 2x2 pooling of the stages: one word for all, or one a stage.
         has_buffers: Which stages have a 1x1 convolution ahead of the pooling: one truth for all, or one a stage.
         normalize: Normalise the projected maps.
+        is_bounded: Label and group embeddings share a bounded range, so that the same few nodes serve both.
 
     Raises:
         ValueError: A list of settings is not as long as the list of stages.
@@ -96,8 +97,10 @@ class SemanticGuidedAttention(nn.Module):
         pooling: Pooling | Sequence[Pooling] = "max",
         has_buffers: bool | Sequence[bool] = False,
         normalize: bool = False,
+        is_bounded: bool = False,
     ) -> None:
         super().__init__()
+        self.is_bounded = is_bounded
         num_stages = len(channels)
         poolings = [pooling] * num_stages if isinstance(pooling, str) else list(pooling)
         buffers = [has_buffers] * num_stages if isinstance(has_buffers, bool) else list(has_buffers)
@@ -125,7 +128,12 @@ class SemanticGuidedAttention(nn.Module):
         self, projected: Sequence[Float[Tensor, "B D _h _w"]], label_groups: LabelGroups
     ) -> tuple[Float[Tensor, "B L SD"], Float[Tensor, "B G SD"]]:
         """Label and group features of projected stages."""
-        # Apart, for groups spread wider than labels: a few rows of the exact form, instead of more nodes for all.
-        label_features = [semantic_guided_attention(stage, label_groups.label_embeddings) for stage in projected]
-        group_features = [semantic_guided_attention(stage, label_groups.group_embeddings) for stage in projected]
+        labels, groups = label_groups.label_embeddings, label_groups.group_embeddings
+        if self.is_bounded:
+            embeddings = torch.cat([labels, groups])  # (L + G, D)
+            features = torch.cat([semantic_guided_attention(stage, embeddings) for stage in projected], dim=-1)
+            return features[:, : len(labels)], features[:, len(labels) :]
+        # Unbounded groups spread several times wider than labels: a few rows of the exact form, instead of more nodes for all.
+        label_features = [semantic_guided_attention(stage, labels) for stage in projected]
+        group_features = [semantic_guided_attention(stage, groups) for stage in projected]
         return torch.cat(label_features, dim=-1), torch.cat(group_features, dim=-1)

@@ -99,7 +99,12 @@ def build_msrn(
             word_vectors, label_graph.adjacency, num_groups=num_groups, dim=dim, bound=bound, gain=gain
         )
         attention = SemanticGuidedAttention(
-            features.channels, dim, pooling=pooling, has_buffers=has_buffers, normalize=normalize
+            features.channels,
+            dim,
+            pooling=pooling,
+            has_buffers=has_buffers,
+            normalize=normalize,
+            is_bounded=bound is not None,
         )
     except ValueError as error:
         raise ModelError(str(error)) from error

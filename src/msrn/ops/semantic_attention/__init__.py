@@ -62,7 +62,7 @@ def semantic_guided_attention(
     features = feature_map.flatten(2).transpose(1, 2)  # (B, P, D)
     if backend == "reference":
         return attend_reference(features, embeddings.to(features.dtype))
-    pooled: Tensor = operator.attend(features, embeddings, backend)
+    pooled: Tensor = operator.attend(features, embeddings, backend).to(features.dtype)
     return pooled
 
 

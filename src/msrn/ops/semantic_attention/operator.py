@@ -16,18 +16,24 @@ from msrn.ops.semantic_attention.common import accumulation_dtype, centred
 
 @torch.library.custom_op("msrn::semantic_guided_attention", mutates_args=())
 def attend(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
-    """Pooled features (B, L, D) of features (B, P, D) and embeddings (L, D), by the form of that name."""
+    """Pooled features (B, L, D) of features (B, P, D) and embeddings (L, D), by the form of that name.
+
+    In float32 (float64) whatever the features are: the backward pass needs them unrounded.
+    """
+    if len(features) == 0 or len(embeddings) == 0:
+        return features.new_empty(len(features), len(embeddings), features.shape[2], dtype=accumulation_dtype(features))
     form = _form(backend, features, "attend")
     if form is None:
-        return _triton().attend(_channels_innermost(features), embeddings).to(features.dtype)  # type: ignore[no-any-return]
+        return _triton().attend(_channels_innermost(features), embeddings)  # type: ignore[no-any-return]
     values, mean = centred(_channels_innermost(features))  # (B, P, D), (B, D)
     pooled: Tensor = form(values, embeddings.detach().to(values.dtype))  # (B, L, D)
-    return pooled.add_(mean[:, None]).to(features.dtype)
+    return pooled.add_(mean[:, None])
 
 
 @attend.register_fake
 def _(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
-    return features.new_empty(features.shape[0], embeddings.shape[0], features.shape[2])
+    size = features.shape[0], embeddings.shape[0], features.shape[2]
+    return features.new_empty(size, dtype=accumulation_dtype(features))
 
 
 @torch.library.custom_op("msrn::semantic_guided_attention_backward", mutates_args=())
@@ -35,13 +41,15 @@ def differentiate(
     features: Tensor, embeddings: Tensor, pooled: Tensor, grad: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features and embeddings."""
+    if len(features) == 0 or len(embeddings) == 0:
+        return torch.zeros_like(features), torch.zeros_like(embeddings)
     form = _form(backend, features, "differentiate")
     if form is None:
         grad_features, variance = _triton().differentiate(_channels_innermost(features), embeddings, pooled, grad)
     else:
         values, mean = centred(_channels_innermost(features))  # (B, P, D), (B, D)
-        pooled, grad = pooled.to(values.dtype) - mean[:, None], grad.to(values.dtype)
-        grad_features, variance = form(values, embeddings.to(values.dtype), pooled, grad)
+        pooled = pooled - mean[:, None]
+        grad_features, variance = form(values, embeddings.to(values.dtype), pooled, grad.contiguous())
     return grad_features.to(features.dtype), (variance * grad).sum(dim=0).to(embeddings.dtype)
 
 
@@ -72,7 +80,7 @@ def _channels_innermost(features: Tensor) -> Tensor:
 def _form(backend: str, features: Tensor, name: str) -> Callable[..., Any] | None:
     """The function of that name, for features less their mean; None for the fused kernels, which take features as they are."""
     exact = _exact(features)
-    if backend in ("auto", "nodes") and len(features):
+    if backend in ("auto", "nodes"):
         return partial(getattr(nodes, name), exact=exact, force=backend == "nodes")
     function: Callable[..., Any] = getattr(cpu, name)
     return None if backend == "triton" else function
