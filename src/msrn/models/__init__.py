@@ -14,7 +14,7 @@ from msrn.models.builders import (
     use_channels_last,
 )
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
-from msrn.models.inference import FoldedClassifier, InferenceMSRN
+from msrn.models.inference import ExportableMSRN, FoldedClassifier, InferenceMSRN
 from msrn.models.label_group import DiffPool, GraphAttention, LabelGroupEmbedding, LabelGroups, group_loss
 from msrn.models.msrn import MSRN
 
@@ -23,6 +23,7 @@ __all__ = [
     "PUBLISHED",
     "Backbone",
     "DiffPool",
+    "ExportableMSRN",
     "FoldedClassifier",
     "GraphAttention",
     "InferenceMSRN",

@@ -1,5 +1,7 @@
 """From label and group features to one logit a label."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,6 +38,20 @@ class JointClassifier(nn.Module):
         logits: Tensor = self.fc2(self.activation(self.fc1(hidden)))
         return logits
 
+    def contributions(
+        self,
+        label_features: Float[Tensor, "B L SD"],
+        group_features: Float[Tensor, "B G SD"],
+        assignment: Float[Tensor, "L G"],
+        labels: Sequence[int],
+    ) -> Float[Tensor, "B n SD"]:
+        """What each entry of a label's own features adds to its logit, to first order: gradient times entry."""
+        with torch.enable_grad():
+            features = label_features.detach().requires_grad_()
+            logits = self(features, group_features.detach(), assignment)  # (B, L)
+            slopes = [torch.autograd.grad(logits[:, i].sum(), features, retain_graph=True)[0][:, i] for i in labels]
+        return torch.stack(slopes, dim=1) * label_features[:, list(labels)]
+
 
 class PerLabelClassifier(nn.Module):
     """Each label sees its own features and its groups' through the assignment; linear in the number of labels.
@@ -71,3 +87,14 @@ class PerLabelClassifier(nn.Module):
         by_group = torch.einsum("bgd,ld->bgl", group_features, self.group_weight)  # (B, G, L)
         shared = torch.einsum("bgl,lg->bl", by_group, assignment)
         return self.scale * (own + shared) + self.bias
+
+    def contributions(
+        self,
+        label_features: Float[Tensor, "B L SD"],
+        group_features: Float[Tensor, "B G SD"],
+        assignment: Float[Tensor, "L G"],
+        labels: Sequence[int],
+    ) -> Float[Tensor, "B n SD"]:
+        """What each entry of a label's own features adds to its logit."""
+        chosen = list(labels)
+        return self.scale * self.label_weight[chosen] * label_features[:, chosen]

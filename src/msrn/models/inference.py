@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,7 @@ from msrn.models.attention import SemanticGuidedAttention, StageProjection
 from msrn.models.classifier import PerLabelClassifier
 from msrn.models.label_group import LabelGroups
 from msrn.models.msrn import MSRN
-from msrn.ops import FixedNodes
+from msrn.ops import FixedNodes, semantic_guided_attention
 
 # Folded logits may differ by this much, in units of a logit.
 _TOLERANCE = 1e-4
@@ -169,6 +170,76 @@ class InferenceMSRN(nn.Module):
             self.folded = folded
         else:
             self._failures = _NEVER_AFTER
+
+
+class ExportableMSRN(nn.Module):
+    """An `InferenceMSRN` of standard operators only, with node counts and ranges fixed from calibration images.
+
+    With a per-label classifier, attention and classifier are one linear layer; else label rows are interpolated where nodes resolve
+    them. What nodes do not resolve takes the plain formulation. Nothing is checked or chosen any more: give calibration images as
+    varied as those to come, and compare the exported model with the original on images of your own.
+
+    Args:
+        inference: The network.
+        images: Calibration images, a batch.
+
+    Example:
+        `torch.onnx.export(ExportableMSRN(InferenceMSRN(model), images), (images,), "model.onnx", dynamo=True)`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, inference: InferenceMSRN, images: Float[Tensor, "B 3 H W"]) -> None:
+        super().__init__()
+        self.inference = inference
+        projected = inference.attention.project(inference.backbone(images))
+        self.folded: FoldedClassifier | None = None
+        self.fixed = nn.ModuleList()
+        if isinstance(inference.classifier, PerLabelClassifier):
+            with suppress(ValueError):
+                self.folded = FoldedClassifier(projected, inference.label_groups, inference.classifier)
+        if self.folded is None:
+            self.fixed.extend(_fixed_or_plain(stage, inference.label_embeddings) for stage in projected)
+        for module in self.modules():
+            if isinstance(module, FixedNodes):
+                module.use_standard_operators = True
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L"]:
+        """Logits of a batch of images."""
+        feature_maps = self.inference.backbone(images)
+        projected = self.inference.attention.project(feature_maps)
+        logits: Tensor
+        if self.folded is not None:
+            logits, _ = self.folded(projected)
+        else:
+            groups = self.inference.group_embeddings
+            label_features = [own(stage) for own, stage in zip(self.fixed, projected, strict=True)]
+            group_features = [semantic_guided_attention(stage, groups, backend="reference") for stage in projected]
+            features = torch.cat(label_features, dim=-1), torch.cat(group_features, dim=-1)
+            logits = self.inference.classifier(*features, self.inference.assignment)
+        if self.inference.residual is not None:
+            logits = logits + self.inference.residual(feature_maps[-1])
+        return logits
+
+
+class _PlainAttention(nn.Module):
+    """The plain formulation with constant embeddings."""
+
+    embeddings: Tensor
+
+    def __init__(self, embeddings: Float[Tensor, "N D"]) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", embeddings)
+
+    def forward(self, feature_map: Float[Tensor, "B D H W"]) -> Float[Tensor, "B N D"]:
+        return semantic_guided_attention(feature_map, self.embeddings, backend="reference")
+
+
+def _fixed_or_plain(projected: Float[Tensor, "B D h w"], embeddings: Float[Tensor, "N D"]) -> nn.Module:
+    try:
+        return FixedNodes(projected, embeddings)
+    except ValueError:
+        return _PlainAttention(embeddings)
 
 
 def _merge(model: MSRN) -> SemanticGuidedAttention:

@@ -11,6 +11,7 @@ from msrn.models.backbone import Backbone
 from msrn.models.baselines import PooledHead
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.label_group import GROUP_LOSS_WEIGHT, LabelGroupEmbedding, LabelGroups, group_loss
+from msrn.ops import attention_maps
 
 
 class MSRN(nn.Module):
@@ -64,6 +65,29 @@ class MSRN(nn.Module):
         if self.residual is not None:
             logits = logits + self.residual(feature_maps[-1])
         return logits
+
+    @torch.no_grad()
+    def attention_maps(
+        self, images: Float[Tensor, "B 3 H W"], labels: Sequence[int]
+    ) -> list[Float[Tensor, "B n _h _w"]]:
+        """Where the labels chosen look, a map a stage, finest first.
+
+        Attention weights averaged over channels, each weighted by the size of what it adds to the label's logit.
+
+        Args:
+            images: A batch of images.
+            labels: Indices of labels.
+
+        Returns:
+            Maps that each sum to 1, at the size of the projected stages.
+        """
+        projected = self.attention.project(self.backbone(images))  # S x (B, D, h, w)
+        label_groups = self.embed()
+        features = self.attention.attend(projected, label_groups)
+        adds = self.classifier.contributions(*features, label_groups.assignment, labels)  # (B, n, S·D)
+        chosen = label_groups.label_embeddings[list(labels)]  # (n, D)
+        by_stage = adds.split(chosen.shape[1], dim=-1)
+        return [attention_maps(stage, chosen, own) for stage, own in zip(projected, by_stage, strict=True)]
 
     def train(self, mode: bool = True) -> "MSRN":
         """Set training mode; evaluation starts with embeddings computed anew."""
