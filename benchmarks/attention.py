@@ -206,6 +206,30 @@ def ml_decoder(channels: int, num_labels: int) -> torch.nn.Module:
     return decoder
 
 
+def measure_takeover(repeats: int) -> list[dict[str, Any]]:
+    """From how many labels on nodes are faster than the exact form, and what "auto" takes; bounded entries, normal features."""
+    rows = []
+    for side in (7, 14, 28):
+        for count in (8, 12, 16, 20, 24, 32, 48, 80, 160, 320):
+            torch.manual_seed(0)
+            stage = torch.randn(BATCH, 512, side, side).contiguous(memory_format=torch.channels_last)
+            embeddings = 0.3 * torch.randn(count, 512).tanh()
+            found: dict[str, Any] = {"positions": side * side, "labels": count}
+            for kind, work in (("forward", attend), ("step", attend_step)):
+                times: dict[str, list[float]] = {"cpu": [], "nodes": [], "auto": []}
+                for turn in range(repeats + 1):
+                    for form, seconds in times.items():
+                        start = time.perf_counter()
+                        with torch.inference_mode(kind == "forward"):
+                            work([stage], [embeddings], form)
+                        if turn:
+                            seconds.append(time.perf_counter() - start)
+                found[f"{kind}_ms"] = {form: round(1e3 * statistics.median(own), 3) for form, own in times.items()}
+            rows.append(found)
+            print(f"  {found}", flush=True)
+    return rows
+
+
 def is_step(work: str) -> bool:
     return work.endswith("step")
 
@@ -400,6 +424,10 @@ def main() -> None:
             print(
                 f"  {work:28} {found['median_ms']:9.1f} ms  {100 * found['share_of_backbone']:7.2f} % of the backbone's"
             )
+        if args.json:
+            write_json(args.json, result)
+    if "takeover" not in result and not args.only:
+        result["takeover"] = measure_takeover(args.repeats)
         if args.json:
             write_json(args.json, result)
     if args.picture:

@@ -1,55 +1,200 @@
-"""Print the README's table of results from the JSON files that benchmarks/heads.py wrote.
+"""Print the tables of README and docs from the JSON files under benchmarks/results/.
 
-python benchmarks/table.py             # print it
-python benchmarks/table.py --write     # put it into README.md, between the two markers
+python benchmarks/table.py             # print them
+python benchmarks/table.py --write     # put them into their pages, between the two markers
 """
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: made by benchmarks/table.py -->", "<!-- end of results -->"
 DATA = {
     "voc2007-mobilenet": "VOC 2007, MobileNetV2 at 160 px",
     "scenes": "scenes, narrow ResNet-10 from scratch at 96 px",
 }
 HEADS = {"msrn": "MSRN", "avg_pool": "average pooling", "max_pool": "max pooling"}
+BOUNDS = {"": "bounded: norm and bound (default)", "-unbounded": "norm, no bound", "-plain": "neither, as published"}
+FORMS = {
+    "attention reference": "plain form (`reference`)",
+    "attention cpu": "exact, tiled (`cpu`)",
+    "attention nodes": "`nodes`",
+    "attention auto": "attention as the network runs it (`auto`)",
+    "head": "whole head",
+    "inference head": "whole head, ready for inference",
+    "ML-Decoder": "ML-Decoder, for comparison",
+}
 
 
-def row(data: str, head: str, summary: dict[str, Any]) -> str:
-    def cell(name: str) -> str:
-        mean, std = summary[name]["mean"], summary[name]["std"]
-        return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
-
-    minutes, millions = summary["train_seconds"] / 60, summary["parameters"] / 1e6
-    cells = [data, head, *(cell(name) for name in ("mAP", "CF1", "OF1"))]
-    return f"| {' | '.join(cells)} | {len(summary['seeds'])} | {millions:.2f} M | {minutes:.0f} min |"
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
-def table() -> str:
+def lines(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def percent(found: dict[str, Any], name: str) -> str:
+    mean, std = found[name]["mean"], found[name]["std"]
+    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def heads() -> str:
     """Every head of every comparison, best mAP first."""
-    lines = ["| data and backbone | head | mAP | CF1 | OF1 | seeds | parameters | training |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    rows = []
     for name, title in DATA.items():
-        summary = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["summary"]
+        summary = read(name)["summary"]
         for head in sorted(summary, key=lambda head: -summary[head]["mAP"]["mean"]):
-            lines.append(row(title, HEADS[head], summary[head]))
-    return "\n".join(lines)
+            own = summary[head]
+            minutes, millions = own["train_seconds"] / 60, own["parameters"] / 1e6
+            metrics = [percent(own, metric) for metric in ("mAP", "CF1", "OF1")]
+            rows.append(
+                [title, HEADS[head], *metrics, str(len(own["seeds"])), f"{millions:.2f} M", f"{minutes:.0f} min"]
+            )
+    return lines(["data and backbone", "head", "mAP", "CF1", "OF1", "seeds", "parameters", "training"], rows)
+
+
+def bounds() -> str:
+    """MSRN with and without bounded scores."""
+    rows = []
+    for name, title in DATA.items():
+        for suffix, what in BOUNDS.items():
+            found = read(name if not suffix else f"bounds/{name}{suffix}")
+            runs = [run for run in found["runs"] if run["head"] == "msrn"]
+            validation = sum(run["val_mAP"] for run in runs) / len(runs)
+            own = found["summary"]["msrn"]
+            rows.append([title, what, percent(own, "mAP"), f"{100 * validation:.1f}", str(len(own["seeds"]))])
+    return lines(["data and backbone", "scores", "test mAP", "validation mAP", "seeds"], rows)
+
+
+def entry(network: str, num_labels: int, state: str) -> dict[str, Any]:
+    found = [
+        own
+        for own in read("attention")["networks"]
+        if (own["network"], own["num_labels"], own["state"]) == (network, num_labels, state)
+    ]
+    return found[0]
+
+
+def share(found: dict[str, Any], work: str) -> str:
+    """Median and range over rounds, in percent of the backbone."""
+    own = found["times"].get(work)
+    if own is None:
+        return found["left_out"].get(work, "")
+    low, high = own["share_range"]
+    return f"{100 * own['share_of_backbone']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def attention_times() -> str:
+    rows = []
+    for found in read("attention")["networks"]:
+        for prefix, title in FORMS.items():
+            forward, step = share(found, f"{prefix} forward"), share(found, f"{prefix} step")
+            rows.append([found["network"], f"{found['num_labels']:,}", found["state"], title, forward, step])
+    return lines(["network", "labels", "embeddings", "what", "forward, % of backbone", "step, % of backbone"], rows)
+
+
+def attention_memory() -> str:
+    rows = []
+    for found in read("attention")["networks"]:
+        if found["state"] == "trained":
+            continue
+        for prefix, title in FORMS.items():
+            cells = []
+            for work, field in (
+                ("forward", "peak_bytes"),
+                ("step", "peak_bytes"),
+                ("step", "kept_for_backward_bytes"),
+            ):
+                own = found["memory"].get(f"{prefix} {work}", {})
+                cells.append(f"{own[field] / 2**20:,.0f}" if field in own else own.get("left_out", ""))
+            if any(cells):
+                rows.append([found["network"], f"{found['num_labels']:,}", title, *cells])
+    header = ["network", "labels", "what", "forward, peak MiB", "step, peak MiB", "kept for backward, MiB"]
+    return lines(header, rows)
+
+
+def attention_goals() -> str:
+    def worst(network: str, num_labels: int, work: str) -> float:
+        own = [f for f in read("attention")["networks"] if (f["network"], f["num_labels"]) == (network, num_labels)]
+        return max(found["times"][work]["share_of_backbone"] for found in own)
+
+    memory = entry("default", 80, "initial")["memory"]
+    activations = memory["head step"]["peak_bytes"] / memory["attention reference step"]["peak_bytes"]
+    rows = [
+        ("attention forward, default, 80 labels", worst("default", 80, "attention auto forward"), 0.04),
+        ("attention forward, published, 80 labels", worst("published", 80, "attention auto forward"), 0.15),
+        ("head forward, default, 80 labels", worst("default", 80, "inference head forward"), 0.12),
+        ("head step, default, 80 labels", worst("default", 80, "head step"), 0.15),
+        ("head step, published, 80 labels", worst("published", 80, "head step"), 0.50),
+        ("head forward, default, 9,605 labels", worst("default", 9605, "inference head forward"), 0.25),
+        ("activations of the head's step / of the plain attention's step", activations, 0.10),
+        ("ML-Decoder forward, 80 labels", worst("default", 80, "ML-Decoder forward"), None),
+        ("ML-Decoder forward, 9,605 labels", worst("default", 9605, "ML-Decoder forward"), None),
+    ]
+    return lines(
+        ["what", "measured, %", "goal, %", ""],
+        [
+            [
+                what,
+                f"{100 * value:.1f}",
+                *(["", "peer"] if goal is None else [f"{100 * goal:.0f}", "met" if value <= goal else "missed"]),
+            ]
+            for what, value, goal in rows
+        ],
+    )
+
+
+def attention_takeover() -> str:
+    rows = []
+    for found in read("attention")["takeover"]:
+        cells = [
+            f"{found[f'{kind}_ms'][form]:.1f}" for kind in ("forward", "step") for form in ("cpu", "nodes", "auto")
+        ]
+        rows.append([str(found["positions"]), str(found["labels"]), *cells])
+    forms = [f"{kind} `{form}`, ms" for kind in ("forward", "step") for form in ("cpu", "nodes", "auto")]
+    return lines(["positions", "labels", *forms], rows)
+
+
+# Page and marker of every table.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "heads": ("README.md", heads),
+    "bounds": ("docs/attention.md", bounds),
+    "goals": ("docs/attention.md", attention_goals),
+    "times": ("docs/attention.md", attention_times),
+    "memory": ("docs/attention.md", attention_memory),
+    "takeover": ("docs/attention.md", attention_takeover),
+}
+
+
+def block(name: str) -> str:
+    """A table between its markers, as it stands in its page."""
+    return f"<!-- {name}: made by benchmarks/table.py -->\n{TABLES[name][1]()}\n<!-- end of {name} -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    if parser.parse_args().write:
-        page = ROOT / "README.md"
-        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        page.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
-    else:
-        print(table())
+    write = parser.parse_args().write
+    for name, (page, _) in TABLES.items():
+        made = block(name)
+        if not write:
+            print(f"{page}\n{made}\n")
+            continue
+        path = ROOT / page
+        before, begin, rest = path.read_text(encoding="utf-8").partition(made.splitlines()[0])
+        _, end, after = rest.partition(made.splitlines()[-1])
+        if not begin or not end:
+            raise SystemExit(
+                f"{page} has no markers for the table '{name}'. Put its first and last line where it belongs."
+            )
+        path.write_text(before + made + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -357,6 +357,49 @@ def test_missing_images_are_found_before_training(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_says_what_fits_and_makes_no_folder(capsys, data, tmp_path):
+    out, result = tmp_path / "run", tmp_path / "memory.json"
+    overrides = [f"data.root={data}", *TINY]
+    code, printed, _ = run(capsys, "train", "scenes", *overrides, "--dry-run", "--out", out, "--json", result)
+    report = json.loads(result.read_text())
+    assert code == 0
+    assert "a training step: 4 images of 32 x 32 on the CPU, 32-true" in printed
+    assert f"{report['expected_bytes'] / 1e9:.3f} GB, with what the allocator keeps" in printed
+    assert "the batch fits; the largest that fits is data.batch_size=12, all training images" in printed
+    assert report["fits"] is True
+    assert not out.exists()
+    assert json.loads(run(capsys, "train", "scenes", *overrides, "--dry-run", "--json", "-")[1])["largest_batch"] == 12
+
+
+@pytest.mark.parametrize(
+    ("free", "words"),
+    [
+        (
+            165_000_000,
+            ("0.165 GB are free: 12 images do not fit. Set data.batch_size=", "the largest batch that fits."),
+        ),
+        (1_000_000, ("0.001 GB are free: not even one image fits. Choose a smaller data.size",)),
+        (None, ("this system does not tell how much memory is free",)),
+    ],
+)
+def test_a_dry_run_says_what_to_do_about_a_batch_that_does_not_fit(capsys, data, monkeypatch, free, words):
+    monkeypatch.setattr("msrn.recipes.run.free_memory_bytes", lambda device_type: free)
+    overrides = [f"data.root={data}", *TINY, "data.size=[128,128]", "data.batch_size=12"]
+    code, printed, _ = run(capsys, "train", "scenes", *overrides, "--dry-run")
+    assert code == 0
+    for word in words:
+        assert word in printed
+
+
+def test_a_dry_run_finds_the_errors_of_a_run(capsys, tmp_path):
+    folder = write_images(tmp_path / "data", num_train=4, num_val=4, num_test=2)
+    overrides = [f"data.root={folder}", *TINY]
+    check_error(run(capsys, "train", "scenes", *overrides, "model.backbone=resnet1", "--dry-run"), "resnet1", "resnet")
+    check_error(run(capsys, "train", "scenes", *overrides, "model.dimm=3", "--dry-run"), "model.dimm", "model.dim")
+    (folder / "images" / "test-01.png").unlink()
+    check_error(run(capsys, "train", "scenes", *overrides, "--dry-run"), "test-01.png")
+
+
 def test_a_held_out_part_is_written_down(capsys, data, tmp_path):
     out = tmp_path / "run"
     overrides = [f"data.root={data}", *TINY, "data.val=held_out", "data.val_fraction=0.25", "data.test=null"]

@@ -21,10 +21,18 @@ import msrn.data.loader
 from msrn.bundle import load_bundle
 from msrn.data import open_source, split_hash
 from msrn.data.images import read_image
-from msrn.errors import DataError, EmptySplitError, NonFiniteLossError, RecipeError, TrainingError, UnreadableImageError
+from msrn.errors import (
+    DataError,
+    EmptySplitError,
+    ModelError,
+    NonFiniteLossError,
+    RecipeError,
+    TrainingError,
+    UnreadableImageError,
+)
 from msrn.predict import Predictor, evaluate
 from msrn.recipes import Recipe, load_recipe
-from msrn.recipes.run import read_splits, train_recipe
+from msrn.recipes.run import dry_run, read_splits, train_recipe
 
 TINY = [
     "data.size=[32,32]",
@@ -351,3 +359,60 @@ def test_killed_run_goes_on_to_the_same_result(finished: Any, data: Path, tmp_pa
     assert (again.best_epoch, again.best_mAP, again.test) == (once.best_epoch, once.best_mAP, once.test)
     weights, expected = (load_file(folder / "model.safetensors") for folder in (again.bundle_dir, once.bundle_dir))
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+
+
+# Counting memory instead of training
+
+
+@pytest.fixture
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets how much memory is free."""
+    return lambda count: monkeypatch.setattr(msrn.recipes.run, "free_memory_bytes", lambda device_type: count)
+
+
+def test_dry_run_counts_and_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = files_of(data)
+    run = dry_run(make_recipe(data))
+    assert run.fits
+    assert (run.estimate.batch_size, run.estimate.device_type, run.num_images) == (8, "cpu", 24)
+    assert run.largest_batch == 24  # no batch holds more than all training images
+    assert run.estimate.expected_bytes < run.free_bytes
+    assert json.loads(json.dumps(run.to_dict()))["largest_batch"] == 24
+    assert list(tmp_path.iterdir()) == []
+    assert files_of(data) == before
+
+
+def test_largest_batch_of_a_dry_run_is_one_that_fits(data: Path, free_memory: Any) -> None:
+    recipe = make_recipe(data, "data.size=[64,64]", "data.batch_size=20")
+    free_memory(dry_run(recipe).estimate.expected_bytes - 1_000_000)
+    run = dry_run(recipe)
+    assert not run.fits
+    assert 0 < run.largest_batch < 20
+    taken = [
+        dry_run(make_recipe(data, "data.size=[64,64]", f"data.batch_size={size}")).estimate.expected_bytes
+        for size in (run.largest_batch, run.largest_batch + 1)
+    ]
+    assert taken[0] <= run.free_bytes < taken[1]
+
+
+def test_batch_of_a_dry_run_is_no_larger_than_the_data(data: Path) -> None:
+    assert dry_run(make_recipe(data, "data.batch_size=5000")).estimate.batch_size == 24
+
+
+@pytest.mark.parametrize(("free", "fits", "largest"), [(None, None, None), (10**6, False, 0)])
+def test_dry_run_where_memory_is_unknown_or_short(
+    data: Path, free_memory: Any, free: int | None, fits: bool | None, largest: int | None
+) -> None:
+    free_memory(free)
+    run = dry_run(make_recipe(data))
+    assert (run.fits, run.largest_batch) == (fits, largest)
+
+
+def test_dry_run_reads_no_weights_but_misses_the_file(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    recipe = make_recipe(data, "model.pretrained=true", f"model.weights={weights}")
+    with pytest.raises(ModelError, match=rf"no weights file {weights}"):
+        dry_run(recipe)
+    weights.write_text("never read")
+    assert dry_run(recipe).fits

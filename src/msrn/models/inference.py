@@ -129,7 +129,8 @@ class InferenceMSRN(nn.Module):
     def head(self, feature_maps: Sequence[Float[Tensor, "B _C _h _w"]]) -> Float[Tensor, "B L"]:
         """Everything behind the backbone."""
         projected = self.attention.project(feature_maps)  # S x (B, D, h, w)
-        logits = self._folded_logits(projected)
+        with torch.autocast(projected[0].device.type, enabled=False):  # coefficients need float32
+            logits = self._folded_logits(projected)
         if logits is None:
             logits = self._exact_logits(projected)
         if self.residual is not None:

@@ -1,4 +1,4 @@
-"""Carry out a recipe: data, label graph, model, training, bundle, and the one look at the test split."""
+"""Carry out a recipe: data, label graph, model, training, bundle, and the one look at the test split; or only count its memory."""
 
 import json
 import os
@@ -19,15 +19,25 @@ from msrn.bundle.bundle import CONFIG_FILE
 from msrn.data import LabelledImages, check_disjoint, check_files, hold_out, open_source, split_hash
 from msrn.data.loader import build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
-from msrn.errors import DataError, RecipeError, TrainingError
+from msrn.errors import DataError, ModelError, RecipeError, TrainingError
 from msrn.files import write_json, write_text
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
 from msrn.labels.pickles import read_published_vectors
-from msrn.models import build_model, count_parameters, use_channels_last
+from msrn.models import MSRN, PooledClassifier, build_model, count_parameters, use_channels_last
 from msrn.predict import Predictor, evaluate
 from msrn.recipes.load import load_recipe, save_recipe
 from msrn.recipes.schema import Recipe
-from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, TrainerSettings, fit
+from msrn.training import (
+    MemoryEstimate,
+    MSRNModule,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainerSettings,
+    estimate_training_memory,
+    fit,
+    free_memory_bytes,
+    training_device_type,
+)
 from msrn.training.callbacks import LAST_FILE
 
 # Splits are drawn once for a data set, not once a run: runs with different seeds share them.
@@ -92,6 +102,43 @@ class RunResult:
     best_mAP: float
     test: dict[str, Any] | None
     training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run of a recipe would take.
+
+    Attributes:
+        recipe: The recipe.
+        estimate: Memory of a training step.
+        num_images: Training images; a batch never holds more.
+        free_bytes: Memory that is free where the recipe would train; None where the system does not tell.
+        largest_batch: Most images a batch that fits in it; None where it is not known.
+    """
+
+    recipe: Recipe
+    estimate: MemoryEstimate
+    num_images: int
+    free_bytes: int | None
+    largest_batch: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the recipe's batch fits, as far as it is known."""
+        return None if self.largest_batch is None else self.estimate.batch_size <= self.largest_batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it by name, for JSON."""
+        return {
+            "recipe": self.recipe.name,
+            "size": list(self.recipe.data.size),
+            "precision": self.recipe.trainer.precision,
+            **self.estimate.to_dict(),
+            "free_bytes": self.free_bytes,
+            "fits": self.fits,
+            "largest_batch": self.largest_batch,
+            "num_train_images": self.num_images,
+        }
 
 
 def scenes_dir() -> Path:
@@ -173,16 +220,38 @@ def train_recipe(
         raise
 
 
+def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
+    """Read the data and build the model as a run would, without pre-trained weights, and count the memory of a training step.
+
+    Nothing is trained and no run folder is made.
+
+    Raises:
+        TrainingError: The recipe asks for a GPU and there is none.
+        DataError: The data cannot be read.
+        ModelError: The model cannot be built, or does not take images of this size.
+    """
+    splits = read_splits(recipe, console)
+    settings = TrainerSettings(**recipe.trainer.model_dump())
+    free_bytes = free_memory_bytes(training_device_type(settings))
+    model, label_graph = _build_model(recipe, splits, read_weights=False)
+    _describe(recipe, splits, model, label_graph, console)
+    module = _build_module(recipe, splits, model)
+    num_images = len(splits.train)
+
+    def count(batch_size: int) -> MemoryEstimate:
+        return estimate_training_memory(module, settings, size=recipe.data.size, batch_size=batch_size)
+
+    estimate = count(min(recipe.data.batch_size, num_images))
+    if free_bytes is None:
+        return DryRun(recipe, estimate, num_images, None, None)
+    largest = min(num_images, estimate.largest_batch(free_bytes))
+    while largest > 0 and (fitting := count(largest).largest_batch(free_bytes)) < largest:
+        largest = fitting
+    return DryRun(recipe, estimate, num_images, free_bytes, largest)
+
+
 def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | None) -> RunResult:
-    torch.manual_seed(recipe.trainer.seed)
-    label_graph = LabelGraph.from_target(
-        torch.from_numpy(splits.train.target), splits.train.label_names, threshold=recipe.labels.threshold
-    )
-    vectors = _word_vectors(recipe, label_graph)
-    architecture = recipe.model.architecture()
-    pretrained = {"pretrained": recipe.model.pretrained, "weights": recipe.model.weights}
-    model = build_model({**architecture, **pretrained}, label_graph, vectors)
-    use_channels_last(model)
+    model, label_graph = _build_model(recipe, splits)
     record = splits.record()
     has_checkpoint = _has_checkpoint(run_dir)
     if has_checkpoint:
@@ -192,29 +261,14 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     if splits.is_held_out:
         root = Path(os.path.commonpath([path.parent for path in splits.val.paths]))
         write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in splits.val.paths))
-    if console is not None:
-        console.print(
-            f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
-            f"train {len(splits.train)} images, val {len(splits.val)} ({splits.val_origin}), "
-            f"test {len(splits.test) if splits.test else 'none'}; {label_graph.num_labels} labels, {label_graph.num_edges} edges",
-            highlight=False,
-            markup=False,
-        )
+    _describe(recipe, splits, model, label_graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     transform = TrainTransform(preprocessing, crop_scale=recipe.data.crop_scale, flip=recipe.data.flip)
     loader: dict[str, Any] = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
     seed = recipe.trainer.seed
     train_loader = build_loader(splits.train, transform, **loader, shuffle=True, seed=seed)
     val_loader = build_loader(splits.val, preprocessing, **loader)
-    module = MSRNModule(
-        model,
-        label_graph.label_names,
-        group_loss_weight=recipe.loss.group_weight,
-        optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
-        schedule=ScheduleSettings(**recipe.schedule.model_dump()),
-        image_paths=splits.train.paths,
-        val_image_paths=splits.val.paths,
-    )
+    module = _build_module(recipe, splits, model)
     settings = TrainerSettings(**recipe.trainer.model_dump())
     result = fit(module, settings, train_loader, val_loader, run_dir, resume=has_checkpoint, console=console)
     model.load_state_dict(result.state_dict)
@@ -234,6 +288,7 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     if recipe.labels.vectors is not None:
         training["recipe"]["labels"]["vectors"] = Path(recipe.labels.vectors).name
     training["recipe"]["data"]["root"] = Path(recipe.data.root).name
+    architecture = recipe.model.architecture()
     bundle = Bundle(model.eval(), label_graph, architecture, preprocessing, training=training)
     bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)
     test = None
@@ -245,6 +300,57 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         test = {**test, **record["test"], "threshold": bundle.threshold, "protocol": protocol}
         write_json(run_dir / TEST_FILE, test)
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
+
+
+def _build_model(
+    recipe: Recipe, splits: Splits, *, read_weights: bool = True
+) -> tuple[MSRN | PooledClassifier, LabelGraph]:
+    """The model as training starts with it, and the label graph of the training images."""
+    torch.manual_seed(recipe.trainer.seed)
+    label_graph = LabelGraph.from_target(
+        torch.from_numpy(splits.train.target), splits.train.label_names, threshold=recipe.labels.threshold
+    )
+    vectors = _word_vectors(recipe, label_graph)
+    options = recipe.model.architecture()
+    weights = recipe.model.weights
+    if read_weights:
+        options |= {"pretrained": recipe.model.pretrained, "weights": weights}
+    elif weights is not None and not Path(weights).expanduser().is_file():
+        raise ModelError(f"no weights file {weights}. Give an existing file as model.weights, or leave it out.")
+    model = build_model(options, label_graph, vectors)
+    use_channels_last(model)
+    return model, label_graph
+
+
+def _build_module(recipe: Recipe, splits: Splits, model: MSRN | PooledClassifier) -> MSRNModule:
+    """What is trained: the model with loss, optimizer and schedule."""
+    return MSRNModule(
+        model,
+        splits.train.label_names,
+        group_loss_weight=recipe.loss.group_weight,
+        optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
+        schedule=ScheduleSettings(**recipe.schedule.model_dump()),
+        image_paths=splits.train.paths,
+        val_image_paths=splits.val.paths,
+    )
+
+
+def _describe(
+    recipe: Recipe,
+    splits: Splits,
+    model: MSRN | PooledClassifier,
+    label_graph: LabelGraph,
+    console: Console | None,
+) -> None:
+    """Print what is trained on what."""
+    if console is not None:
+        console.print(
+            f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
+            f"train {len(splits.train)} images, val {len(splits.val)} ({splits.val_origin}), "
+            f"test {len(splits.test) if splits.test else 'none'}; {label_graph.num_labels} labels, {label_graph.num_edges} edges",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _word_vectors(recipe: Recipe, label_graph: LabelGraph) -> Float[Tensor, "L E"]:

@@ -10,17 +10,22 @@ except ModuleNotFoundError as error:
 
 from msrn.training.fit import FitResult, TrainerSettings, fit
 from msrn.training.losses import multilabel_soft_margin_loss
+from msrn.training.memory import MemoryEstimate, estimate_training_memory, free_memory_bytes, training_device_type
 from msrn.training.module import MSRNModule
 from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
 
 __all__ = [
     "FitResult",
     "MSRNModule",
+    "MemoryEstimate",
     "OptimizerSettings",
     "ScheduleSettings",
     "TrainerSettings",
     "build_optimizer",
     "build_schedule",
+    "estimate_training_memory",
     "fit",
+    "free_memory_bytes",
     "multilabel_soft_margin_loss",
+    "training_device_type",
 ]

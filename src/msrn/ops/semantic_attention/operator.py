@@ -26,7 +26,8 @@ def attend(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
     if form is None:
         return _triton().attend(_channels_innermost(features), embeddings)  # type: ignore[no-any-return]
     values, mean = centred(_channels_innermost(features))  # (B, P, D), (B, D)
-    pooled: Tensor = form(values, embeddings.detach().to(values.dtype))  # (B, L, D)
+    with torch.autocast(features.device.type, enabled=False):  # the caller's would round the matrix products inside
+        pooled: Tensor = form(values, embeddings.detach().to(values.dtype))  # (B, L, D)
     return pooled.add_(mean[:, None])
 
 
@@ -48,8 +49,9 @@ def differentiate(
         grad_features, variance = _triton().differentiate(_channels_innermost(features), embeddings, pooled, grad)
     else:
         values, mean = centred(_channels_innermost(features))  # (B, P, D), (B, D)
-        pooled = pooled - mean[:, None]
-        grad_features, variance = form(values, embeddings.to(values.dtype), pooled, grad.contiguous())
+        with torch.autocast(features.device.type, enabled=False):
+            given = embeddings.to(values.dtype), pooled - mean[:, None], grad.contiguous()
+            grad_features, variance = form(values, *given)
     return grad_features.to(features.dtype), (variance * grad).sum(dim=0).to(embeddings.dtype)
 
 
