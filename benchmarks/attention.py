@@ -4,7 +4,7 @@
 
 COCO is a folder with instances JSON files and photos (MS-COCO, or a part of it). The network is an MSRN on ResNet-101 at 448 px,
 two photos a batch, backbone channels_last. Word vectors and graph of 20 and 80 labels come from the photos' annotations; for 1,000
-and 9,605 labels both are drawn. "trained" are networks after --steps training steps on the photos.
+and 9,605 labels both are drawn. "trained" are networks, random ones at first, after --steps training steps on the photos at 224 px.
 
 Times are taken in turn, round by round; a ratio is taken within its round, and the median and the range over rounds are kept.
 Memory is measured in a process of its own: the peak of the resident set above what was there before, and the bytes that autograd
@@ -246,8 +246,9 @@ def plain_bytes(case: Case, work: str) -> int:
     """What the plain form's largest tensors take together; a step keeps scores, weights and products."""
     rows = sum(len(own) for own in case.model.embed()[:2])
     positions = (SIZE // 16) ** 2 + (SIZE // 32) ** 2 + (SIZE // 64) ** 2
-    largest = 0.77 if not is_step(work) else 1.0  # forward, only the finest stage is there at a time
-    return int(BATCH * rows * positions * case.model.attention.stages[0].projection.out_channels * 4 * 3 * largest)
+    if not is_step(work):
+        positions = (SIZE // 16) ** 2  # one stage at a time
+    return BATCH * rows * positions * case.model.attention.stages[0].projection.out_channels * 4 * 3
 
 
 def free_bytes() -> int:
@@ -405,7 +406,7 @@ def main() -> None:
     result: dict[str, Any] = {"networks": []}
     if args.json and args.json.exists():
         result = json.loads(args.json.read_text())
-    result |= {"machine": machine(), "backbone": BACKBONE, "size": SIZE, "batch": BATCH, "rounds": args.repeats}
+    result |= {"machine": machine(), "backbone": BACKBONE, "size": SIZE, "batch": BATCH}
     for network, num_labels, state in NETWORKS:
         name = f"{network}-{num_labels}-{state}"
         key = {"network": network, "num_labels": num_labels, "state": state}
@@ -415,10 +416,12 @@ def main() -> None:
         print(name, flush=True)
         case = Case(args, network, num_labels, state)
         entry = {**key, "num_groups": len(case.model.embed().group_embeddings)}
-        entry |= measure_times(case, args.repeats if num_labels < 1000 else max(3, args.repeats // 3))
+        rounds = args.repeats if num_labels < 1000 else max(3, args.repeats // 3)
+        entry |= {"machine": machine(), "rounds": rounds} | measure_times(case, rounds)
         del case
         gc.collect()
-        entry["memory"] = measure_memory(args, network, num_labels, state)
+        if state == "initial":  # trained networks differ in the number of nodes at most
+            entry["memory"] = measure_memory(args, network, num_labels, state)
         result["networks"].append(entry)
         for work, found in entry["times"].items():
             print(

@@ -3,6 +3,8 @@
     python benchmarks/heads.py scenes --heads msrn avg_pool --lrs 0.002 0.005 --json benchmarks/results/scenes.json
     python benchmarks/heads.py voc2007-mobilenet --json benchmarks/results/voc2007-mobilenet.json \
         data.root=/data/VOCdevkit model.weights=mobilenetv2_100.safetensors
+    python benchmarks/heads.py voc2007-mobilenet --heads msrn --json benchmarks/results/bounds/voc2007-mobilenet-plain.json \
+        data.root=/data/VOCdevkit model.weights=mobilenetv2_100.safetensors model.bound=null model.normalize=false
 
 With --lrs, every head first tries each rate once (seed 0), reading validation only, and the best goes on. Then every seed is
 trained and its test split read once. Each finished run is written to the JSON file at once; started again, the script goes on where

@@ -86,7 +86,9 @@ def test_tables_of_results_are_those_of_the_json_files():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name, (page, _) in module.TABLES.items():
-        assert module.block(name) in (ROOT / page).read_text(encoding="utf-8"), "run: python benchmarks/table.py --write"
+        assert module.block(name) in (ROOT / page).read_text(encoding="utf-8"), (
+            "run: python benchmarks/table.py --write"
+        )
 
 
 def test_the_recipe_reference_is_that_of_the_program():

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def label_graph() -> LabelGraph:
-    target = (torch.rand(60, 12, generator=torch.Generator().manual_seed(1)) < 0.3).int()
-    return LabelGraph.from_target(target, [f"label {i}" for i in range(12)])
+    target = (torch.rand(60, 40, generator=torch.Generator().manual_seed(1)) < 0.3).int()
+    return LabelGraph.from_target(target, [f"label {i}" for i in range(40)])
 
 
 @pytest.fixture
@@ -85,15 +86,12 @@ def test_per_label_classifier_is_folded_and_the_joint_one_is_not(build: Callable
 def test_images_that_the_nodes_do_not_resolve_take_the_exact_way(build: Callable[..., MSRN], images: Tensor) -> None:
     model = build()
     inference = InferenceMSRN(model)
-    inference(0.01 * images)  # chooses few nodes: nothing to tell apart
-    few = inference.folded
-    assert few is not None
-    strange = 40 * images
+    inference(0.01 * images)  # chooses nodes for images with nothing to tell apart
+    assert inference.folded is not None
+    assert largest_difference(inference(images), model(images).detach()) < 1e-4
+    strange = 40 * images  # far beyond any nodes that would pay
     expected = model(strange).detach()
     assert largest_difference(inference(strange), expected) < 1e-4 * float(expected.abs().max())
-    inference(strange)
-    assert inference.folded is None or inference.folded.weight.shape[1] > few.weight.shape[1]
-    assert largest_difference(inference(images), model(images).detach()) < 1e-4
 
 
 def test_wide_scores_are_never_folded(build: Callable[..., MSRN], images: Tensor) -> None:
@@ -135,8 +133,88 @@ def test_the_trained_network_is_left_as_it_is(build: Callable[..., MSRN], images
     assert torch.equal(model(images), expected)
 
 
+def test_one_strange_image_of_many_keeps_the_fold(build: Callable[..., MSRN], images: Tensor) -> None:
+    model = build()
+    inference = InferenceMSRN(model)
+    inference(0.1 * images)
+    folded = inference.folded
+    mixed = torch.cat([0.1 * images, 40 * images[:1]])
+    expected = model(mixed).detach()
+    assert largest_difference(inference(mixed), expected) < 1e-4 * float(expected.abs().max())
+    assert inference.folded is folded
+
+
+def test_autocast_and_half_precision(build: Callable[..., MSRN], images: Tensor) -> None:
+    model = build()
+    expected = model(images).detach()
+    inference = InferenceMSRN(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = inference(images), inference(images)
+    assert inference.folded is not None
+    for received in (first, second):
+        assert largest_difference(received.float(), expected) < 0.05 * float(expected.abs().max())
+    half = copy.deepcopy(inference).bfloat16()  # after folding
+    assert largest_difference(half(images.bfloat16()).float(), expected) < 0.1 * float(expected.abs().max())
+    assert InferenceMSRN(copy.deepcopy(model).bfloat16())(images.bfloat16()).isfinite().all()
+
+
+def test_reduced_precision_of_matrix_products_changes_no_attention(build: Callable[..., MSRN], images: Tensor) -> None:
+    model = build()
+    projected = [stage.detach() for stage in model.attention.project(model.backbone(images))]
+    expected = model.attention.attend(projected, model.embed())[0].detach()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        received = model.attention.attend(projected, model.embed())[0]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert largest_difference(received, expected) < 1e-5
+
+
+def test_many_labels_go_block_by_block(
+    build: Callable[..., MSRN], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msrn.models.inference._LABEL_BLOCK", 15)
+    monkeypatch.setattr("msrn.models.inference._MANY_LABELS", 40)
+    model = build()
+    expected = model(images).detach()
+    inference = InferenceMSRN(model)
+    assert largest_difference(inference(images), expected) < 1e-4
+    assert inference.folded is None  # the first batch of many labels does not earn it back
+    assert largest_difference(inference(images), expected) < 1e-4
+    assert inference.folded is not None
+
+
+def test_too_few_labels_are_not_folded(images: Tensor) -> None:
+    graph = LabelGraph.from_target(torch.tensor([[1, 0], [0, 1], [1, 1]]), ["a", "b"])
+    inference = InferenceMSRN(build_msrn(graph, **TINY))
+    inference(images)
+    assert inference.folded is None
+
+
+def test_threads_agree(build: Callable[..., MSRN], images: Tensor) -> None:
+    model = build()
+    inference = InferenceMSRN(model)
+    batches = [images, 40 * images, 0.01 * images, images.flip(0)] * 4
+    with ThreadPoolExecutor(4) as pool:
+        received = list(pool.map(inference, batches))
+    for logits, batch in zip(received, batches, strict=True):
+        expected = model(batch).detach()
+        assert largest_difference(logits, expected) < 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+def test_export_leaves_the_network_as_it_is(build: Callable[..., MSRN], images: Tensor) -> None:
+    inference = InferenceMSRN(build())
+    inference(images)
+    exportable = ExportableMSRN(inference, images)
+    assert exportable.is_folded
+    assert exportable.plain_stages == ()
+    assert inference.folded is not None
+    assert not any(stage.use_standard_operators for stage in inference.folded.stages)
+
+
 def test_empty_batch(build: Callable[..., MSRN], images: Tensor) -> None:
-    assert InferenceMSRN(build()).head([torch.zeros(0, c, 4, 4) for c in (16, 24, 32)]).shape == (0, 12)
+    assert InferenceMSRN(build()).head([torch.zeros(0, c, 4, 4) for c in (16, 24, 32)]).shape == (0, 40)
 
 
 def test_weights_that_are_not_finite_stay_visible(build: Callable[..., MSRN], images: Tensor) -> None:
@@ -179,6 +257,15 @@ def test_onnx_of_standard_operators(
     for batch in (images, images[:1]):
         (received,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
         assert largest_difference(torch.from_numpy(received), model(batch).detach()) < 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {**PUBLISHED, "dim": 16}])
+def test_attention_maps_in_inference_mode(build: Callable[..., MSRN], images: Tensor, options: dict[str, Any]) -> None:
+    model = build(**options)
+    expected = model.attention_maps(images, [3])
+    with torch.inference_mode():
+        for received, wanted in zip(model.attention_maps(images, [3]), expected, strict=True):
+            torch.testing.assert_close(received, wanted)
 
 
 @pytest.mark.parametrize("options", [{}, {**PUBLISHED, "dim": 16}])

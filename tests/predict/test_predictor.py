@@ -67,7 +67,7 @@ def test_labels_are_ranked_and_cut(predictor, paths):
 def test_probabilities_are_those_of_the_model(predictor, paths):
     images = torch.stack([predictor.bundle.preprocessing(Image.open(path)) for path in paths])
     with torch.no_grad():
-        expected = predictor.model(images).double().sigmoid()
+        expected = predictor.bundle.model(images).double().sigmoid()  # not the one made ready for inference
     torch.testing.assert_close(predictor.probs(images), expected, atol=1e-6, rtol=0)
 
 

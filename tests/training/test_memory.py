@@ -1,10 +1,9 @@
 """The memory estimate: what it counts, that it counts right, and how much memory it finds free."""
 
 import contextlib
+import importlib.util
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -274,115 +273,39 @@ def test_all_memory_where_no_file_tells(tmp_path: Path, monkeypatch: pytest.Monk
 
 # Estimated and measured
 
-# Trains a few steps as `fit` does and prints, for every case, how far this process's memory grew over what it held before.
-MEASURE = """
-import contextlib, gc, json, sys, warnings
-import torch
-from msrn.labels import LabelGraph
-from msrn.models import build_msrn, use_channels_last
-from msrn.training import MSRNModule, OptimizerSettings, build_optimizer
 
-def status(key):
-    with open("/proc/self/status") as lines:
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
-
-def train(case, size, batch_size):
-    target = (torch.rand(100, case["num_labels"]) < 0.3).int()
-    graph = LabelGraph.from_target(target, [f"label {number}" for number in range(case["num_labels"])])
-    model = build_msrn(graph, **case["model"])
-    use_channels_last(model)
-    module = MSRNModule(model, graph.label_names, optimizer=OptimizerSettings(case["optimizer"], lr=1e-6))
-    optimizer = build_optimizer(module.model, module.optimizer_settings)
-    for _ in range(case["num_steps"]):
-        target = (torch.rand(batch_size, case["num_labels"]) < 0.3).long()
-        batch = {"images": torch.randn(batch_size, 3, *size), "target": target, "index": torch.arange(batch_size)}
-        with torch.autocast("cpu", enabled=case["precision"] != "32-true"):
-            loss = module.training_step(batch, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        del loss, batch
-
-warnings.simplefilter("ignore")
-torch.set_num_threads(1)
-torch.manual_seed(0)
-for case in json.loads(sys.argv[1]):
-    tiny = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 16, 16]}, "dim": 8, "classifier_dim": 8}
-    train({**case, "model": {**case["model"], **tiny}}, (32, 32), 4)  # what PyTorch loads when it is first used
-    gc.collect()
-    held = status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # forget the peak so far
-    train(case, case["size"], case["batch_size"])
-    print(status("VmHWM") - held)
-    gc.collect()
-"""
-
-
-def make_case(size: int, batch_size: int, *, num_labels: int = 20, **model: Any) -> dict[str, Any]:
-    case = {"size": (size, size), "batch_size": batch_size, "num_labels": num_labels, "num_steps": 3}
-    return {**case, "model": model, "precision": "32-true", "optimizer": "sgd"}
-
-
-def measure(cases: list[dict[str, Any]], **environment: str) -> list[int]:
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(cases)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(line) for line in done.stdout.splitlines()]
-
-
-def estimate_case(case: dict[str, Any]) -> MemoryEstimate:
-    target = (torch.rand(100, case["num_labels"], generator=torch.Generator().manual_seed(0)) < 0.3).int()
-    graph = LabelGraph.from_target(target, [f"label {number}" for number in range(case["num_labels"])])
-    model = build_msrn(graph, **case["model"])
-    use_channels_last(model)
-    module = MSRNModule(model, graph.label_names, optimizer=OptimizerSettings(case["optimizer"]))
-    return count(module, case["batch_size"], case["size"], precision=case["precision"])
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    """benchmarks/memory.py, which measures what a process takes."""
+    folder = Path(__file__).parents[2] / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        spec = importlib.util.spec_from_file_location("memory", folder / "memory.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
 
 
 needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's account of memory")
 
 
 @needs_linux
-def test_count_is_what_a_step_takes() -> None:
-    """With an allocator that returns what tensors have left at once: glibc, told to map every block of 64 KiB or more."""
-    cases = [
-        make_case(160, 8, backbone="mobilenetv2_100"),
-        make_case(160, 8, backbone="mobilenetv2_100", **{**PUBLISHED, "classifier_dim": 512}),
-    ]
-    cases = [{**case, "num_steps": 2} for case in cases]  # the second step is the first that holds optimizer state
-    for case, measured in zip(cases, measure(cases, MALLOC_MMAP_THRESHOLD_="65536"), strict=True):
-        estimate = estimate_case(case)
-        assert estimate.peak_bytes > 250_000_000
-        assert measured == pytest.approx(estimate.peak_bytes, rel=0.08)
+def test_count_is_what_a_step_takes(benchmark: Any) -> None:
+    """With an allocator that returns what tensors have left at once."""
+    case = benchmark.make_case(160, 8, backbone="mobilenetv2_100", **{**PUBLISHED, "classifier_dim": 512})
+    estimate = benchmark.estimate(case)
+    assert estimate.peak_bytes > 250_000_000
+    assert benchmark.measure(case, **benchmark.RETURNING) == pytest.approx(estimate.peak_bytes, rel=0.08)
 
 
 @needs_linux
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    [
-        make_case(160, 32, backbone="mobilenetv2_100"),
-        make_case(224, 8, backbone="resnet18"),
-        make_case(224, 32, backbone="resnet18"),
-        make_case(224, 8, backbone="resnet18", **PUBLISHED),
-        {**make_case(224, 8, backbone="resnet18", **PUBLISHED), "optimizer": "adamw"},
-        make_case(448, 2, backbone="resnet50"),
-        {**make_case(224, 32, backbone="resnet18"), "precision": "bf16-mixed"},
-    ],
-    ids=["mobilenetv2", "resnet18", "resnet18-32", "published", "published-adamw", "resnet50", "bfloat16"],
-)
-def test_expectation_is_what_a_process_takes(case: dict[str, Any], record_property: Any) -> None:
-    (measured,), estimate = measure([case]), estimate_case(case)
-    print(
-        f"measured {measured / 1e9:.3f} GB, expected {estimate.expected_bytes / 1e9:.3f}, peak {estimate.peak_bytes / 1e9:.3f}"
-    )
-    assert measured == pytest.approx(estimate.expected_bytes, rel=0.2)
+@pytest.mark.parametrize("number", range(7))
+def test_expectation_is_what_a_process_takes(benchmark: Any, number: int) -> None:
+    case = list(benchmark.CASES.values())[number]
+    assert benchmark.measure(case) == pytest.approx(benchmark.estimate(case).expected_bytes, rel=0.2)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,8 @@
 """Semantic guided attention over several backbone stages."""
 
+import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from msrn.models.label_group import LabelGroups
 from msrn.ops import semantic_guided_attention
+from msrn.ops.semantic_attention import Backend
 
 Pooling = Literal["max", "avg", "none"]
 
@@ -82,6 +84,7 @@ class SemanticGuidedAttention(nn.Module):
         has_buffers: Which stages have a 1x1 convolution ahead of the pooling: one truth for all, or one a stage.
         normalize: Normalise the projected maps.
         is_bounded: Label and group embeddings share a bounded range, so that the same few nodes serve both.
+        backend: The form of `semantic_guided_attention`.
 
     Raises:
         ValueError: A list of settings is not as long as the list of stages.
@@ -98,9 +101,11 @@ class SemanticGuidedAttention(nn.Module):
         has_buffers: bool | Sequence[bool] = False,
         normalize: bool = False,
         is_bounded: bool = False,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.is_bounded = is_bounded
+        self.backend: Backend = backend
         num_stages = len(channels)
         poolings = [pooling] * num_stages if isinstance(pooling, str) else list(pooling)
         buffers = [has_buffers] * num_stages if isinstance(has_buffers, bool) else list(has_buffers)
@@ -130,10 +135,20 @@ class SemanticGuidedAttention(nn.Module):
         """Label and group features of projected stages."""
         labels, groups = label_groups.label_embeddings, label_groups.group_embeddings
         if self.is_bounded:
-            embeddings = torch.cat([labels, groups])  # (L + G, D)
-            features = torch.cat([semantic_guided_attention(stage, embeddings) for stage in projected], dim=-1)
+            features = self.pool(projected, torch.cat([labels, groups]))  # (B, L + G, S·D)
             return features[:, : len(labels)], features[:, len(labels) :]
         # Unbounded groups spread several times wider than labels: a few rows of the exact form, instead of more nodes for all.
-        label_features = [semantic_guided_attention(stage, labels) for stage in projected]
-        group_features = [semantic_guided_attention(stage, groups) for stage in projected]
-        return torch.cat(label_features, dim=-1), torch.cat(group_features, dim=-1)
+        return self.pool(projected, labels), self.pool(projected, groups)
+
+    def pool(
+        self, projected: Sequence[Float[Tensor, "B D _h _w"]], embeddings: Float[Tensor, "N D"]
+    ) -> Float[Tensor, "B N SD"]:
+        """What some embeddings attend to in projected stages."""
+        pooled = [semantic_guided_attention(stage, embeddings, backend=self.backend) for stage in projected]
+        return torch.cat(pooled, dim=-1)
+
+    def merged(self) -> "SemanticGuidedAttention":
+        """The same for inference, every stage merged."""
+        merged = copy.copy(self)
+        merged._modules = {"stages": nn.ModuleList(cast(StageProjection, stage).merged() for stage in self.stages)}
+        return merged

@@ -46,9 +46,12 @@ class JointClassifier(nn.Module):
         labels: Sequence[int],
     ) -> Float[Tensor, "B n SD"]:
         """What each entry of a label's own features adds to its logit, to first order: gradient times entry."""
-        with torch.enable_grad():
-            features = label_features.detach().requires_grad_()
-            logits = self(features, group_features.detach(), assignment)  # (B, L)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # tensors made in inference mode take gradients as clones
+            features = label_features.clone().detach().requires_grad_()
+            logits = self(features, group_features.clone().detach(), assignment.clone().detach())  # (B, L)
             slopes = [torch.autograd.grad(logits[:, i].sum(), features, retain_graph=True)[0][:, i] for i in labels]
         return torch.stack(slopes, dim=1) * label_features[:, list(labels)]
 
@@ -81,12 +84,20 @@ class PerLabelClassifier(nn.Module):
         label_features: Float[Tensor, "B L SD"],
         group_features: Float[Tensor, "B G SD"],
         assignment: Float[Tensor, "L G"],
+        labels: slice = slice(None),
     ) -> Float[Tensor, "B L"]:
-        """Logits; no (B, L, S·D) tensor beside the given one is built."""
-        own = torch.einsum("bld,ld->bl", label_features, self.label_weight)
-        by_group = torch.einsum("bgd,ld->bgl", group_features, self.group_weight)  # (B, G, L)
+        """Logits; no (B, L, S·D) tensor beside the given one is built.
+
+        Args:
+            label_features: Features of the labels chosen.
+            group_features: Features of all groups.
+            assignment: Membership of the labels chosen.
+            labels: Which labels these are; all by default. Large label sets go block by block.
+        """
+        own = torch.einsum("bld,ld->bl", label_features, self.label_weight[labels])
+        by_group = torch.einsum("bgd,ld->bgl", group_features, self.group_weight[labels])  # (B, G, L)
         shared = torch.einsum("bgl,lg->bl", by_group, assignment)
-        return self.scale * (own + shared) + self.bias
+        return self.scale * (own + shared) + self.bias[labels]
 
     def contributions(
         self,

@@ -50,15 +50,7 @@ def semantic_guided_attention(
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, got '{backend}'.")
-    if feature_map.shape[-1] == 0 or feature_map.shape[-2] == 0:
-        raise ValueError(
-            f"the feature map is empty: shape {tuple(feature_map.shape)}. Use larger images or a backbone of smaller stride."
-        )
-    if feature_map.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            f"the feature map has {feature_map.shape[1]} channels, the embeddings are {embeddings.shape[1]} wide. Project the "
-            "features to the width of the embeddings."
-        )
+    _check(feature_map, embeddings)
     features = feature_map.flatten(2).transpose(1, 2)  # (B, P, D)
     if backend == "reference":
         return attend_reference(features, embeddings.to(features.dtype))
@@ -84,6 +76,9 @@ def attention_maps(
     Returns:
         One map a label; each sums to 1. No gradient flows back.
 
+    Raises:
+        ValueError: The feature map is empty (H or W is 0), or the widths differ.
+
     Example:
         >>> feature_map = torch.tensor([[[[0.0, 2.0]]]])
         >>> attention_maps(feature_map, torch.tensor([[0.0], [100.0]])).flatten().round(decimals=2)
@@ -91,11 +86,29 @@ def attention_maps(
 
     Source: the attention of MSRN, https://arxiv.org/abs/2106.11596; the average is ours.
     """
-    shape = (len(feature_map), *embeddings.shape)
-    weights = torch.ones(shape, device=embeddings.device) if channel_weights is None else channel_weights.abs()
-    total = weights.sum(dim=-1, keepdim=True)  # (B, N, 1)
-    weights = torch.where(total > 0, weights / total, 1 / embeddings.shape[1])  # (B, N, D)
+    _check(feature_map, embeddings)
+    num_images, dim, height, width = feature_map.shape
+    if num_images == 0 or len(embeddings) == 0:
+        return feature_map.new_empty(num_images, len(embeddings), height, width)
     values, _ = centred(feature_map.flatten(2).transpose(1, 2))  # (B, P, D)
-    maps = cpu.average_weights(values, embeddings.to(values.dtype), weights.to(values.dtype))  # (B, N, P)
-    result: Tensor = maps.unflatten(2, feature_map.shape[2:]).to(feature_map.dtype)
+    weights = values.new_ones(num_images, len(embeddings), dim)
+    if channel_weights is not None:
+        weights = channel_weights.abs().to(values.dtype)
+    total = weights.sum(dim=-1, keepdim=True)  # (B, N, 1)
+    weights = torch.where(total > 0, weights / total, 1 / dim)  # (B, N, D)
+    with torch.autocast(values.device.type, enabled=False):
+        maps = cpu.average_weights(values, embeddings.to(values.dtype), weights)  # (B, N, P)
+    result: Tensor = maps.unflatten(2, (height, width)).to(feature_map.dtype)
     return result
+
+
+def _check(feature_map: Tensor, embeddings: Tensor) -> None:
+    if feature_map.shape[-1] == 0 or feature_map.shape[-2] == 0:
+        raise ValueError(
+            f"the feature map is empty: shape {tuple(feature_map.shape)}. Use larger images or a backbone of smaller stride."
+        )
+    if feature_map.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"the feature map has {feature_map.shape[1]} channels, the embeddings are {embeddings.shape[1]} wide. Project the "
+            "features to the width of the embeddings."
+        )

@@ -122,7 +122,8 @@ class _Shift(NamedTuple):
         """None where all scores are safe: the shift would cancel."""
         shift = cls(values.amin(dim=1), values.amax(dim=1))
         largest = torch.maximum(shift.greatest, -shift.least) * embeddings.abs().amax(dim=0)  # (B, D)
-        return shift if float(largest.amax()) > _SAFE_SCORE[values.dtype] else None
+        # Not "shift if greater": one NaN must not take the shift from the others.
+        return None if float(largest.amax()) <= _SAFE_SCORE[values.dtype] else shift
 
 
 def _exponentials(

@@ -1,4 +1,4 @@
-"""Nodes fixed beforehand, for inference and export: ranges, node counts and tables are constants, all operators standard ones."""
+"""Nodes fixed beforehand, for inference and export: positions from the embeddings, numbers from calibration images."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -34,7 +34,7 @@ class _Part(nn.Module):
         own = embeddings[:, found.channels]  # (N, d)
         self.register_buffer("channels", found.channels if isinstance(found.channels, Tensor) else None)
         self.register_buffer("nodes", found.nodes)
-        self.register_buffer("transform", nodes.cosine_transform(found.nodes[None]).clone())
+        self.register_buffer("transform", nodes.cosine_transform(found.nodes[None]).clone())  # float64, as there
         self.register_buffer("offsets", nodes.Range.of(own).offsets(own))
 
     def forward(
@@ -47,7 +47,7 @@ class _Part(nn.Module):
             pooled = attend_reference(values, self.nodes)  # (B, M, d)
         else:
             pooled = operator.attend(values, self.nodes, operator.exact_backend(values))
-        coefficients = self.transform @ pooled  # (B, M, d)
+        coefficients = (self.transform @ pooled.double()).to(pooled.dtype)  # (B, M, d)
         largest = torch.maximum(values.amax(dim=1), -values.amin(dim=1))  # (B, d)
         is_resolved = nodes.are_resolved(coefficients, pooled.abs().amax(dim=1), largest)  # (B, d)
         coefficients = torch.cat([coefficients[:, :1] + mean[:, None], coefficients[:, 1:]], dim=1)
@@ -61,6 +61,7 @@ class FixedNodes(nn.Module):
         feature_maps: Projected features of calibration images, one stage; the more and the more varied the better.
         embeddings: Label or group embeddings, constants from now on.
         margin: Features of other images may spread this much wider.
+        use_standard_operators: Compute the nodes by the plain formulation, for export to runtimes that do not know our operator.
 
     Raises:
         ValueError: No number of nodes resolves some channel; use an exact form.
@@ -72,11 +73,15 @@ class FixedNodes(nn.Module):
         torch.Size([4, 100, 8])
     """
 
-    embeddings: Tensor
     order: Tensor
 
     def __init__(
-        self, feature_maps: Float[Tensor, "B D H W"], embeddings: Float[Tensor, "N D"], *, margin: float = 1.25
+        self,
+        feature_maps: Float[Tensor, "B D H W"],
+        embeddings: Float[Tensor, "N D"],
+        *,
+        margin: float = 1.25,
+        use_standard_operators: bool = False,
     ) -> None:
         super().__init__()
         features = feature_maps.detach().flatten(2).transpose(1, 2)  # (B, P, D)
@@ -91,12 +96,10 @@ class FixedNodes(nn.Module):
                 "too wide. Use an exact form, or train with bounded embeddings (model.bound)."
             )
         self.parts = nn.ModuleList(_Part(fit, embeddings) for fit in fits)
-        self.register_buffer("embeddings", embeddings)
         channels = [fit.channels for fit in fits if isinstance(fit.channels, Tensor)]
         order = torch.cat(channels).argsort() if channels else torch.arange(embeddings.shape[1])
         self.register_buffer("order", order)
-        # Export needs operators that every runtime knows; so does a compiler that cannot call ours.
-        self.use_standard_operators = False
+        self.use_standard_operators = use_standard_operators
 
     @property
     def num_coefficients(self) -> int:

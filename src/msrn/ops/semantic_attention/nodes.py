@@ -29,15 +29,19 @@ _REACH = {
 }
 # The last coefficients may be this large, relative to the greatest coefficient-wise result and to the greatest feature.
 _TOLERANCE = {torch.float32: (1e-6, 4e-7), torch.float64: (1e-12, 1e-14)}
-_NUM_LAST = 3  # an odd or even o has every other coefficient zero
+# How many are the last: at least 3, as an odd or even o has every other coefficient zero; an eighth, as the coefficients of a step
+# near the end of the range swell and fade slowly.
+_LEAST_LAST, _LAST_SHARE = 3, 8
 # Channels that change their number of nodes do so by so many: shorter rows are slow to add up.
 _CHANNEL_STEP = 32
 # Gathering channels into several groups costs about as much as this many nodes.
 _SPLIT_COST = 3
-# Measured on a CPU: interpolating one entry from one node costs this much of one position's weight for one entry,
-# and all the rest (range, check, gathering channels) as many positions x entries more.
+# Measured on a CPU (docs/attention.md): a node costs this many rows of the exact form, with ranges, checks, gathered channels and
+# the backward pass, which evaluates the nodes anew; one row interpolated from one node costs as much as this many positions.
+_NODE_COST = 2.5
 _INTERPOLATION_COST = 0.8
-_OVERHEAD = 40_000
+# Entries of a block of interpolated rows, which stays in the cache.
+_BLOCK = 400_000
 
 Channels = Int[Tensor, "_"] | slice
 
@@ -126,10 +130,10 @@ def differentiate(
             continue
         # Transposed interpolation, then transposed cosine transform: what the nodes' results receive.
         moments = _moments(grad[..., channels], offsets[:, channels], len(own.nodes))  # (B, M, d)
-        node_grad = cosine_transform(moments).T @ moments  # (B, M, d)
+        node_grad = (cosine_transform(moments).T @ moments.double()).to(moments.dtype)  # (B, M, d)
         given = (values[..., channels], own.nodes, own.pooled, node_grad)
         grad_values[..., channels], node_variance = exact.differentiate(*given)
-        coefficients = cosine_transform(node_variance) @ node_variance  # (B, M, d)
+        coefficients = to_coefficients(node_variance)  # (B, M, d)
         _interpolate(coefficients, offsets[:, channels], out=variance, channels=channels)
         greatest = node_variance.amax(dim=1)  # (B, d)
         rounding = values[..., channels].abs().amax(dim=1) * greatest.sqrt()  # (B, d)
@@ -139,10 +143,10 @@ def differentiate(
     return grad_values, variance
 
 
-def pays(num_nodes: int, num_images: int, num_positions: int, num_rows: int, dim: int) -> bool:
+def pays(num_nodes: int, num_images: int, num_positions: int, num_rows: int) -> bool:
     """Whether that many nodes are expected to cost less than the exact form."""
-    with_nodes = num_nodes * (num_images * num_positions + _INTERPOLATION_COST * (num_images + 2) * num_rows / 2)
-    return with_nodes * dim + _OVERHEAD * num_images < num_images * num_positions * num_rows * dim
+    node = _NODE_COST * num_images * num_positions + _INTERPOLATION_COST * (num_images + 2) / 2 * num_rows
+    return num_nodes * node < num_images * num_positions * num_rows
 
 
 def fit(
@@ -162,38 +166,38 @@ def fit(
         force: Use nodes also where the exact form is expected to be faster.
         margin: Factor on the reach, for nodes that other features will use too.
     """
-    (num_images, num_positions, dim), num_rows = values.shape, len(embeddings)
+    num_images, num_positions, _ = values.shape
+    num_rows = len(embeddings)
+    if not (force or pays(NUM_NODES[0], num_images, num_positions, num_rows)):
+        yield Fit(slice(None))
+        return
     span = Range.of(embeddings)
     least, greatest = values.amin(dim=1), values.amax(dim=1)  # (B, D)
     largest = torch.maximum(greatest, -least)  # (B, D)
     reach = margin * span.half_width * ((greatest - least) / 2).amax(dim=0)  # (D,)
     groups = _group(reach, num_rows)
     exact_parts: list[Channels] = []
-    for found, count in enumerate(NUM_NODES):
-        channels = groups.pop(found, None)
+    for level, count in enumerate(NUM_NODES):
+        channels = groups.pop(level, None)
         if channels is None:
             continue
-        width = dim if isinstance(channels, slice) else len(channels)
-        if not (force or pays(count, num_images, num_positions, num_rows, dim)):
+        if not (force or pays(count, num_images, num_positions, num_rows)):
             exact_parts.append(channels)
             continue
         nodes = span.nodes(count)[:, channels]  # (M, d)
         pooled = exact.attend(values[..., channels], nodes)  # (B, M, d)
-        coefficients = cosine_transform(pooled) @ pooled  # (B, M, d)
+        coefficients = to_coefficients(pooled)  # (B, M, d)
         is_right = are_resolved(coefficients, pooled.abs().amax(dim=1), largest[:, channels]).all(dim=0)  # (d,)
         rest = _select(channels, ~is_right)
         if rest is None:
             yield Fit(channels, nodes, pooled, coefficients)
             continue
-        if len(rest) < width:
-            kept = is_right.nonzero()[:, 0]
-            done = _select(channels, is_right)
-            assert done is not None
+        kept = _select(slice(None), is_right)
+        if kept is not None:
+            done = kept if isinstance(channels, slice) else channels[kept]
             yield Fit(done, nodes[:, kept], pooled[..., kept], coefficients[..., kept])
-        # Half as many nodes again at least; joins the channels that start there.
-        later = next((i for i, more in enumerate(NUM_NODES) if more >= 1.5 * count), len(NUM_NODES))
-        waiting = groups.get(later)
-        groups[later] = rest if waiting is None else torch.cat([_indices(waiting, dim, rest), rest])
+        waiting = groups.get(level + 1)  # the rest joins the channels that start there
+        groups[level + 1] = torch.cat([waiting, rest]) if isinstance(waiting, Tensor) else rest
     exact_parts += groups.values()
     if any(isinstance(part, slice) for part in exact_parts):
         yield Fit(slice(None))
@@ -220,10 +224,6 @@ def _group(reach: Float[Tensor, "D"], num_rows: int) -> dict[int, Channels]:
     return {index: own for index, own in enumerate(parts) if len(own)}
 
 
-def _indices(channels: Channels, dim: int, like: Tensor) -> Tensor:
-    return torch.arange(dim, device=like.device) if isinstance(channels, slice) else channels
-
-
 def _select(channels: Channels, keep: Tensor) -> Int[Tensor, "_"] | None:
     """The channels marked, or None where there are none."""
     if not bool(keep.any()):
@@ -237,7 +237,8 @@ def are_resolved(
 ) -> Bool[Tensor, "B d"]:
     """Where the last coefficients vanish."""
     relative, rounding = _TOLERANCE[coefficients.dtype]
-    last = coefficients[:, -_NUM_LAST:].abs().sum(dim=1)  # (B, d)
+    count = max(_LEAST_LAST, coefficients.shape[1] // _LAST_SHARE)
+    last = coefficients[:, -count:].abs().sum(dim=1)  # (B, d)
     return last <= relative * largest_result + rounding * largest_feature
 
 
@@ -266,13 +267,12 @@ def _moments(grad: Float[Tensor, "B L d"], offsets: Float[Tensor, "L d"], count:
 
 
 def _row_blocks(coefficients: Tensor, offsets: Tensor) -> Iterator[slice]:
-    rows = max(1, 400_000 // ((len(coefficients) + 3) * offsets.shape[1]))
+    rows = max(1, _BLOCK // ((len(coefficients) + 3) * offsets.shape[1]))
     return (slice(start, start + rows) for start in range(0, len(offsets), rows))
 
 
 def chebyshev_polynomials(offsets: Float[Tensor, "L D"], count: int) -> Iterator[Float[Tensor, "L D"]]:
     """T_0, T_1 ... of t in [-1, 1], by recurrence."""
-    # cos(m arccos t) would have no gradient at t = -1 and 1, where the extreme labels are.
     before, current, twice = torch.ones_like(offsets), offsets, 2 * offsets
     for _ in range(count):
         yield before
@@ -289,15 +289,23 @@ def chebyshev_angles(count: int) -> tuple[float, ...]:
     return tuple(math.pi * (n + 0.5) / count for n in range(count))
 
 
+def to_coefficients(pooled: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+    """Chebyshev coefficients of node results."""
+    return (cosine_transform(pooled) @ pooled.double()).to(pooled.dtype)
+
+
 def cosine_transform(like: Float[Tensor, "B M D"]) -> Float[Tensor, "M M"]:
-    """The matrix that takes M node results to M Chebyshev coefficients."""
-    return _cosine_transform(like.shape[1], like.dtype, like.device)
+    """The float64 matrix that takes M node results to M Chebyshev coefficients.
+
+    Float64, as TF32 and other shortcuts of float32 matrix products would hide whether the coefficients vanish.
+    """
+    return _cosine_transform(like.shape[1], like.device)
 
 
 @lru_cache(maxsize=64)
-def _cosine_transform(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cosine_transform(count: int, device: torch.device) -> Tensor:
     orders = torch.arange(count, dtype=torch.float64)
     angles = torch.tensor(chebyshev_angles(count), dtype=torch.float64)
     transform = torch.cos(orders[:, None] * angles) * (2 / count)  # (M, M)
     transform[0] /= 2
-    return transform.to(device, dtype)
+    return transform.to(device)

@@ -13,8 +13,11 @@ from torch import Tensor
 from msrn.ops.semantic_attention import cpu, nodes
 from msrn.ops.semantic_attention.common import accumulation_dtype, centred
 
+# The form is chosen by looking at the data, which CUDA graphs cannot record.
+_TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 
-@torch.library.custom_op("msrn::semantic_guided_attention", mutates_args=())
+
+@torch.library.custom_op("msrn::semantic_guided_attention", mutates_args=(), tags=_TAGS)
 def attend(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
     """Pooled features (B, L, D) of features (B, P, D) and embeddings (L, D), by the form of that name.
 
@@ -37,7 +40,7 @@ def _(features: Tensor, embeddings: Tensor, backend: str) -> Tensor:
     return features.new_empty(size, dtype=accumulation_dtype(features))
 
 
-@torch.library.custom_op("msrn::semantic_guided_attention_backward", mutates_args=())
+@torch.library.custom_op("msrn::semantic_guided_attention_backward", mutates_args=(), tags=_TAGS)
 def differentiate(
     features: Tensor, embeddings: Tensor, pooled: Tensor, grad: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
