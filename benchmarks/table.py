@@ -65,7 +65,10 @@ def bounds() -> str:
     rows = []
     for name, title in DATA.items():
         for suffix, what in BOUNDS.items():
-            found = read(name if not suffix else f"bounds/{name}{suffix}")
+            file = name if not suffix else f"bounds/{name}{suffix}"
+            if not (RESULTS / f"{file}.json").exists():
+                continue
+            found = read(file)
             runs = [run for run in found["runs"] if run["head"] == "msrn"]
             validation = sum(run["val_mAP"] for run in runs) / len(runs)
             own = found["summary"]["msrn"]

@@ -38,7 +38,7 @@ _CHANNEL_STEP = 32
 _SPLIT_COST = 3
 # Measured on a CPU (docs/attention.md): a node costs this many rows of the exact form, with ranges, checks, gathered channels and
 # the backward pass, which evaluates the nodes anew; one row interpolated from one node costs as much as this many positions.
-_NODE_COST = 2.5
+_NODE_COST = 2.0
 _INTERPOLATION_COST = 0.8
 # Entries of a block of interpolated rows, which stays in the cache.
 _BLOCK = 400_000
