@@ -156,6 +156,7 @@ class Case:
         embeddings = [own.detach() for own in label_groups[:2]]
         if model.attention.is_bounded:  # as the network takes them
             embeddings = [torch.cat(embeddings)]
+        self.inputs = [*feature_maps, *projected, *embeddings]
         map_grads = [torch.randn_like(feature_map) for feature_map in feature_maps]
         works: dict[str, Callable[[], object]] = {
             "backbone forward": lambda: model.backbone(self.images),
@@ -315,7 +316,11 @@ def memory_of(args: argparse.Namespace) -> dict[str, Any]:
     if not work.startswith("attention reference"):
         run(work, call)  # first calls choose and fold; their memory stays
     kept: dict[int, int] = {}
-    own = {tensor.untyped_storage().data_ptr() for tensor in case.model.state_dict(keep_vars=True).values()}
+    given = [
+        *case.model.state_dict(keep_vars=True).values(),
+        *case.inputs,
+    ]  # parameters, and what the backbone holds anyway
+    own = {tensor.untyped_storage().data_ptr() for tensor in given}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
