@@ -117,7 +117,9 @@ def attention_memory() -> str:
             ):
                 own = found["memory"].get(f"{prefix} {work}", {})
                 cells.append(
-                    f"{own[field] / 2**20:,.0f}" if field in own else own.get("left_out", "failed" if own else "")
+                    f"{own[field] / 2**20:,.0f}"
+                    if field in own
+                    else own.get("left_out", ("failed" if "failed" in own else "not measured") if own else "")
                 )
             if any(cells):
                 rows.append([found["network"], f"{found['num_labels']:,}", title, *cells])

@@ -46,10 +46,8 @@ class JointClassifier(nn.Module):
         labels: Sequence[int],
     ) -> Float[Tensor, "B n SD"]:
         """What each entry of a label's own features adds to its logit, to first order: gradient times entry."""
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):  # tensors made in inference mode take gradients as clones
+        # Tensors made in inference mode take gradients as clones.
+        with torch.inference_mode(False), torch.enable_grad():
             features = label_features.clone().detach().requires_grad_()
             logits = self(features, group_features.clone().detach(), assignment.clone().detach())  # (B, L)
             slopes = [torch.autograd.grad(logits[:, i].sum(), features, retain_graph=True)[0][:, i] for i in labels]

@@ -328,9 +328,8 @@ def _merge(attention: SemanticGuidedAttention) -> SemanticGuidedAttention:
     )
     for original, stage in pairs:
         channels = cast(nn.Conv2d, stage.projection).in_channels
-        probe = torch.rand(
-            2, channels, 8, 8, generator=generator, dtype=torch.float64
-        )  # as after a ReLU, nothing below zero
+        # As after a ReLU, nothing below zero.
+        probe = torch.rand(2, channels, 8, 8, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             expected, received = original(probe), stage(probe)
         if not bool((received - expected).abs().amax() <= _TOLERANCE * expected.abs().amax()):

@@ -8,9 +8,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError("training needs Lightning: pip install 'msrn[train]'.") from error
 
-from msrn.training.fit import FitResult, TrainerSettings, fit
+from msrn.training.fit import FitResult, TrainerSettings, fit, training_device_type
 from msrn.training.losses import multilabel_soft_margin_loss
-from msrn.training.memory import MemoryEstimate, estimate_training_memory, free_memory_bytes, training_device_type
+from msrn.training.memory import MemoryEstimate, estimate_training_memory, free_memory_bytes
 from msrn.training.module import MSRNModule
 from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
 

@@ -27,6 +27,8 @@ from msrn.training.callbacks import (
 )
 from msrn.training.module import MSRNModule
 
+DeviceType = Literal["cpu", "cuda"]
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -89,8 +91,7 @@ def fit(
     if resume and not last.is_file():
         raise TrainingError(f"{run_dir} holds no checkpoints/{LAST_FILE} to resume from. Start it without --resume.")
     table = EpochTable(run_dir / "metrics.csv", console)
-    if trainer_settings.accelerator == "gpu" and not torch.cuda.is_available():
-        raise TrainingError("PyTorch finds no GPU here. Set trainer.accelerator=cpu, or leave it out.")
+    training_device_type(trainer_settings)  # says so where a GPU is asked for and not there
     if resume:
         try:
             torch.load(last, map_location="cpu", weights_only=True, mmap=True)
@@ -127,6 +128,18 @@ def fit(
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
     seconds = sum(row["seconds"] for row in table.rows)
     return FitResult(checkpoints.best_epoch, checkpoints.best_mAP, state, table.rows, seconds)
+
+
+def training_device_type(settings: TrainerSettings) -> DeviceType:
+    """Where these settings train; the GPUs of a Mac share its memory and count as CPU.
+
+    Raises:
+        TrainingError: The settings ask for a GPU that PyTorch does not find.
+    """
+    has_gpu = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not has_gpu:
+        raise TrainingError("PyTorch finds no GPU here. Set trainer.accelerator=cpu, or leave it out.")
+    return "cuda" if has_gpu and settings.accelerator != "cpu" else "cpu"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import finalize
 
 import torch
@@ -15,12 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msrn.data.loader import Batch
-from msrn.errors import TrainingError
-from msrn.training.fit import TrainerSettings
+from msrn.training.fit import DeviceType, TrainerSettings, training_device_type
 from msrn.training.module import MSRNModule
 from msrn.training.optim import build_optimizer
-
-DeviceType = Literal["cpu", "cuda"]
 
 # What allocators keep of memory that tensors have left, and libraries load when they are first used. Measured on Linux with a CPU
 # (docs/memory.md); assumed for GPUs.
@@ -96,7 +93,7 @@ def estimate_training_memory(
 
     Args:
         module: Model, loss and optimizer settings.
-        settings: Precision and accelerator count.
+        settings: Of these, the precision and where to train matter.
         size: Height and width of the images.
         batch_size: Images a batch.
 
@@ -146,18 +143,6 @@ def estimate_training_memory(
         peak_bytes=peak + (batch_size - few) * peak_per_image,
         peak_bytes_per_image=peak_per_image,
     )
-
-
-def training_device_type(settings: TrainerSettings) -> DeviceType:
-    """Where these settings train; the GPUs of a Mac share its memory and count as CPU.
-
-    Raises:
-        TrainingError: The settings ask for a GPU that PyTorch does not find.
-    """
-    has_gpu = torch.cuda.is_available()
-    if settings.accelerator == "gpu" and not has_gpu:
-        raise TrainingError("PyTorch finds no GPU here. Set trainer.accelerator=cpu, or leave it out.")
-    return "cuda" if has_gpu and settings.accelerator != "cpu" else "cpu"
 
 
 def free_memory_bytes(device_type: DeviceType, *, root: Path = Path("/")) -> int | None:
