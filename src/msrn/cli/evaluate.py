@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+
 EPILOG = """Examples:
 
   msrn evaluate runs/scenes/bundle --data msrn-demo/data --split test
@@ -16,16 +18,15 @@ EPILOG = """Examples:
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    data: Annotated[Path, typer.Option(help="Labelled images: a VOC folder or a CSV; the layout is recognised.")],
+    data: Annotated[Path, typer.Option(help="Labelled images; the layout is recognised (docs/data.md).")],
     split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    label_separator: Annotated[
-        str | None, typer.Option(help="What stands between two labels of a table's cell.", show_default=False)
-    ] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the labels.", show_default=False)] = None,
-    path_column: Annotated[str | None, typer.Option(help="Column of the paths.", show_default=False)] = None,
-    split_column: Annotated[str | None, typer.Option(help="Column of the splits.", show_default=False)] = None,
+    label_separator: LabelSeparator = None,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
+    split_column: SplitColumn = None,
+    keep_unannotated: KeepUnannotated = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics as fractions; '-' prints them.")
     ] = None,
@@ -40,14 +41,14 @@ def evaluate(
     from msrn.predict import load, read_labelled
 
     predictor = load(bundle)
-    options = {
-        "label_separator": label_separator,
-        "label_column": label_column,
-        "path_column": path_column,
-        "split_column": split_column,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    images = read_labelled(data, split, predictor.label_names, **given)
+    options = given(
+        label_separator=label_separator,
+        label_column=label_column,
+        path_column=path_column,
+        split_column=split_column,
+        keep_unannotated=keep_unannotated,
+    )
+    images = read_labelled(data, split, predictor.label_names, **options)
     console = make_console(json_file)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(images))

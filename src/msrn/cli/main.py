@@ -6,7 +6,7 @@ import sys
 import typer
 
 import msrn
-from msrn.cli import demo, evaluate, import_published, predict, train
+from msrn.cli import data, demo, evaluate, import_published, labels, predict, train
 from msrn.errors import MSRNError
 
 # The exit code that Typer turns Ctrl-C into.
@@ -46,6 +46,8 @@ app.command(epilog=train.EPILOG)(train.train)
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
+app.add_typer(data.app, name="data")
+app.add_typer(labels.app, name="labels")
 
 
 def main() -> None:

@@ -2,12 +2,15 @@
 
 from msrn.data.images import list_images, read_image
 from msrn.data.open import open_source
-from msrn.data.source import SPLITS, LabelledImages, Source
+from msrn.data.packed import PackedImage
+from msrn.data.source import SPLITS, LabelledImages, Problem, Source
 from msrn.data.split import check_disjoint, check_files, hold_out, split_hash
 
 __all__ = [
     "SPLITS",
     "LabelledImages",
+    "PackedImage",
+    "Problem",
     "Source",
     "check_disjoint",
     "check_files",

@@ -1,5 +1,6 @@
 """Image files: read any of them as RGB, and find them in folders."""
 
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from msrn.data.packed import PackedImage
 from msrn.errors import EmptySplitError, SourceNotFoundError, UnreadableImageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -24,23 +26,23 @@ _TRANSPOSE_OF_ORIENTATION = {
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
 
-def read_image(path: str | Path, *, min_size: tuple[int, int] | None = None) -> Image.Image:
-    """Read an image file as RGB, upright.
+def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | None = None) -> Image.Image:
+    """Read an image, a file or packed in an archive, as RGB, upright.
 
     The EXIF orientation is applied. Transparent parts become white. Samples of 16 bits keep their upper 8, floats are
     taken as 0 to 1. Of animations the first frame counts. The result carries no metadata.
 
     Args:
-        path: The file.
+        path: The file, or a packed image.
         min_size: Least (height, width) that is needed. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, which
             is several times faster, but never below `min_size` (unless the image itself is smaller).
 
     Raises:
         UnreadableImageError: The file is missing, empty, truncated, too large to be honest, or not an image.
     """
-    path = Path(path)
+    path = path if isinstance(path, PackedImage) else Path(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, PackedImage) else path) as image:
             if min_size is not None:
                 height, width = min_size
                 # The file's own axes, before the orientation is applied.
@@ -94,7 +96,9 @@ def _convert(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _describe_damage(path: Path, error: Exception) -> str:
+def _describe_damage(path: Path | PackedImage, error: Exception) -> str:
+    if isinstance(path, PackedImage):
+        return f"{path}: no whole image ({error or type(error).__name__}). Pack it again, or leave it out."
     if path.is_dir():
         return f"{path}: a folder, expected an image file. Pass the files in it."
     if isinstance(error, PermissionError):

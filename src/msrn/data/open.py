@@ -1,39 +1,50 @@
 """Finds the reader for a path."""
 
+import inspect
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from msrn.data.source import Source
-from msrn.data.table import TableSource, find_tables
-from msrn.data.voc import VOCSource, find_voc_root
+from msrn.data.source import Problem, Source
 from msrn.errors import DataError, SourceNotFoundError
 
+# Asked in this order: a layout of many parts before a single table, a table before a bare folder of images.
+_READERS = (
+    ("msrn.data.voc", "VOCSource"),
+    ("msrn.data.table", "TableSource"),
+)
 
-def open_source(path: str | Path, **table_options: Any) -> Source:
-    """Open a data set by its layout: PASCAL VOC, or a table of paths and labels.
+
+def open_source(path: str | Path, *, problems: list[Problem] | None = None, **options: Any) -> Source:
+    """Open a data set, whose layout is recognised from the path; docs/data.md lists the layouts.
 
     Args:
-        path: A folder of PASCAL VOC, a CSV or TSV file, or a folder with `train.csv`, `val.csv`, `test.csv`, with
-            `labels.csv`, or with a single table.
-        table_options: Arguments of `TableSource`, such as `label_separator`.
+        path: A folder or file.
+        problems: Gathers what is wrong in the data set; by default the first problem raises.
+        options: Arguments of the layout's reader, such as `label_separator` of `TableSource`.
 
     Raises:
         SourceNotFoundError: No such path, or a layout that no reader knows.
-        DataError: The data set cannot be read, or table options come with another layout.
+        DataError: The data set cannot be read, or its reader has no such option.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")
-    if find_voc_root(path) is not None:
-        if table_options:
-            raise DataError(
-                f"{path} is PASCAL VOC, which has no options, got {', '.join(table_options)}. Leave these out."
-            )
-        return VOCSource(path)
-    if find_tables(path):
-        return TableSource(path, **table_options)
+    for module, name in _READERS:
+        reader: type[Source] = getattr(import_module(module), name)
+        if reader.recognises(path):
+            _check_options(reader, path, options)
+            return reader(path, problems=problems, **options)  # type: ignore[call-arg]
     raise SourceNotFoundError(
         f"{path} has no layout that msrn knows: looked for PASCAL VOC (ImageSets/Main), for train.csv, val.csv and "
         "test.csv, for labels.csv and for a single .csv or .tsv file. "
         "Pass the table itself, or write one with the columns path and labels."
     )
+
+
+def _check_options(reader: type[Source], path: Path, options: dict[str, Any]) -> None:
+    known = inspect.signature(reader).parameters.keys() - {"path", "problems"}
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        has = f"has only the options {', '.join(sorted(known))}" if known else "has no options"
+        raise DataError(f"{path} is {reader.layout}, which {has}, got {', '.join(unknown)}. Leave these out.")

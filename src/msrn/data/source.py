@@ -3,13 +3,46 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int8
 
-from msrn.errors import EmptySplitError
+from msrn.data.packed import PackedImage
+from msrn.errors import DataError, EmptySplitError
 
 SPLITS = ("train", "val", "test")
+SPLIT_OF_NAME = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What people call the splits, in lower case."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or looks wrong, in a data set.
+
+    Attributes:
+        kind: What it is, in a few words that programs may compare, such as "missing file".
+        message: What was expected, what came and what to do.
+        file: The file that says so or that is wrong, where there is one.
+        line: Line of `file`, counted from 1, where it has lines.
+        is_error: Whether it would break training; otherwise it only deserves a look.
+    """
+
+    kind: str
+    message: str
+    file: Path | None = None
+    line: int | None = None
+    is_error: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        file = None if self.file is None else str(self.file)
+        severity = "error" if self.is_error else "warning"
+        return {"kind": self.kind, "severity": severity, "file": file, "line": self.line, "message": self.message}
 
 
 @dataclass(frozen=True)
@@ -17,13 +50,13 @@ class LabelledImages:
     """The images of one split and what is known of their labels.
 
     Attributes:
-        paths: Image files, absolute or relative to the working directory.
+        paths: Image files, absolute or relative to the working directory, or images packed in archives.
         target: 1 present, 0 absent, -1 unknown, one row an image.
         label_names: The columns of `target`.
         split: Name of the split ("train", "val", "test").
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | PackedImage, ...]
     target: Int8[np.ndarray, "N L"]
     label_names: tuple[str, ...]
     split: str
@@ -41,17 +74,32 @@ class LabelledImages:
 class Source(ABC):
     """A data set as it lies on disk. Readers recognise their layout and read one split at a time.
 
+    A reader is strict: the first thing that is wrong raises. Given a list as `problems`, it appends to that instead and goes
+    on without the row at fault, as the doctor (`msrn.data.check`) wants it; what leaves nothing to read raises even then.
+
     Attributes:
+        layout: What people call the layout, as in "PASCAL VOC".
         root: Where the data set was found.
         label_names: All labels, in the order of the target's columns.
         splits: The splits that exist, in the order train, val, test.
+        notes: What the reader decided and what it noticed, in sentences for people: images left out, counts that differ
+            from the published ones.
+        problems: Where problems are gathered; None raises at the first.
     """
 
+    layout: ClassVar[str]
     root: Path
     label_names: tuple[str, ...]
     splits: tuple[str, ...]
     names_every_label: bool = False
     """Whether a label that the source never names is absent from its images, rather than unknown."""
+    notes: tuple[str, ...] = ()
+    problems: list[Problem] | None = None
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether this reader knows the layout at an existing path. Cheap: looks at names, never through a data set."""
 
     def read(self, split: str) -> LabelledImages:
         """Read one split.
@@ -70,5 +118,19 @@ class Source(ABC):
             )
         return images
 
+    def where(self, split: str, index: int) -> tuple[Path | None, int | None]:
+        """The file and line that tell of image `index` of a split that was read, as far as the layout has them."""
+        return None, None
+
     @abstractmethod
     def _read(self, split: str) -> LabelledImages: ...
+
+    def _report(self, kind: str, message: str, *, file: Path | None = None, line: int | None = None) -> None:
+        """Note a problem where they are gathered, raise it elsewhere.
+
+        Raises:
+            DataError: The message, in a reader that is strict.
+        """
+        if self.problems is None:
+            raise DataError(message)
+        self.problems.append(Problem(kind, message, file, line))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msrn.data.source import SPLITS, LabelledImages, Source
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path")
@@ -21,11 +21,6 @@ SUFFIXES = (".csv", ".tsv")
 # In a label column, a cell that says: looked at, and nothing is present. A blank cell says that nobody looked.
 NOTHING_PRESENT = "[]"
 
-_SPLIT_OF_NAME = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 _UNKNOWN_CELLS = frozenset({"", "nan", "?", "-1", "-1.0"})
 _PRESENT_CELLS = frozenset({"1", "1.0", "true", "yes"})
 _ABSENT_CELLS = frozenset({"0", "0.0", "false", "no"})
@@ -54,7 +49,7 @@ def find_tables(path: Path) -> dict[str | None, Path]:
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     by_split: dict[str | None, Path] = {}
     for file in files:
-        split = _SPLIT_OF_NAME.get(file.stem.lower())
+        split = SPLIT_OF_NAME.get(file.stem.lower())
         if split in by_split:
             raise DataError(
                 f"{path} holds two tables of split '{split}': {by_split[split].name} and {file.name}. "
@@ -110,6 +105,8 @@ class TableSource(Source):
         DataError: A table that cannot be read; the message names file and line.
     """
 
+    layout = "a table"
+
     def __init__(
         self,
         path: str | Path,
@@ -119,8 +116,10 @@ class TableSource(Source):
         label_separator: str | None = None,
         split_column: str | None = None,
         label_names: Sequence[str] | None = None,
+        problems: list[Problem] | None = None,
     ) -> None:
         path = Path(path).expanduser()
+        self.problems = problems
         tables = find_tables(path)
         if not tables:
             raise SourceNotFoundError(
@@ -158,6 +157,11 @@ class TableSource(Source):
         else:
             self.label_names = next(iter(layouts.values())).label_names
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a path is a table or a folder of tables."""
+        return bool(find_tables(path))
+
     def _read_table(
         self,
         table: Path,
@@ -187,7 +191,7 @@ class TableSource(Source):
                 raise DataError(f"{table}:{line}: the column '{header[layout.path]}' is blank. Give the image's path.")
             split = table_split or "train"
             if layout.split is not None:
-                named = _SPLIT_OF_NAME.get(row[layout.split].strip().lower())
+                named = SPLIT_OF_NAME.get(row[layout.split].strip().lower())
                 if named is None or table_split not in (None, named):
                     expected = f"'{table_split}', as the table's name says" if table_split else "train, val or test"
                     raise DataError(

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+import msrn._torchvision  # noqa: F401  (before torchvision, which is imported where it is used)
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -85,8 +87,6 @@ class TrainTransform:
         flip: bool = True,
     ) -> None:
         from torchvision.transforms import InterpolationMode, v2
-
-        import msrn._torchvision  # noqa: F401  (before torchvision)
 
         self.preprocessing = preprocessing
         interpolation = InterpolationMode(preprocessing.interpolation)

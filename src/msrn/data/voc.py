@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msrn.data.source import SPLITS, LabelledImages, Source
+from msrn.data.source import SPLITS, LabelledImages, Problem, Source
 from msrn.errors import DataError, SourceNotFoundError
 
 # As LABEL_SETS["voc2007"]; `msrn.labels` imports torch, which readers do without.
@@ -39,8 +39,11 @@ class VOCSource(Source):
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2007/ (VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar).
     """
 
-    def __init__(self, path: str | Path) -> None:
+    layout = "PASCAL VOC"
+
+    def __init__(self, path: str | Path, *, problems: list[Problem] | None = None) -> None:
         path = Path(path).expanduser()
+        self.problems = problems
         root = find_voc_root(path)
         if root is None:
             raise SourceNotFoundError(
@@ -57,6 +60,11 @@ class VOCSource(Source):
                 f"{root / 'ImageSets' / 'Main'} holds none of VOC's lists: expected files such as aeroplane_train.txt. "
                 "Unpack VOCtrainval_06-Nov-2007.tar or VOCtest_06-Nov-2007.tar there."
             )
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder holds `ImageSets/Main`, or is the parent of one that does."""
+        return find_voc_root(path) is not None
 
     def _list_path(self, label: str, split: str) -> Path:
         return self.root / "ImageSets" / "Main" / f"{label}_{split}.txt"

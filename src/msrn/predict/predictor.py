@@ -14,11 +14,12 @@ from torch import Tensor
 from msrn.bundle import Bundle, load_bundle
 from msrn.data.images import read_image, to_rgb
 from msrn.data.loader import build_loader
+from msrn.data.packed import PackedImage
 from msrn.data.source import LabelledImages
 from msrn.errors import ModelError, UnreadableImageError
 from msrn.models import MSRN, InferenceMSRN, use_channels_last
 
-ImageLike = str | Path | Image.Image
+ImageLike = str | Path | PackedImage | Image.Image
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Predictor:
         Returns:
             One prediction an image, in order; an image that cannot be read has an `error` and no labels.
         """
-        given = [images] if isinstance(images, str | Path | Image.Image) else images
+        given = [images] if isinstance(images, str | Path | PackedImage | Image.Image) else images
         return list(self.predict_stream(given, threshold=threshold, top_k=top_k, batch_size=batch_size))
 
     def predict_stream(

@@ -162,7 +162,7 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
         if console is not None and not root.exists():
             console.print(f"drawing scenes into {root}", highlight=False)
         write_scenes(root)
-    source = open_source(root, **data.table_options())
+    source = open_source(root, **data.source_options())
     parts = [source.read(split) for split in data.train]
     train = parts[0] if len(parts) == 1 else _join(parts)
     has_own_val = "val" in source.splits and "val" not in (*data.train, data.test)
@@ -259,8 +259,9 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     save_recipe(recipe, run_dir / RECIPE_FILE)
     write_json(run_dir / SPLITS_FILE, record)
     if splits.is_held_out:
-        root = Path(os.path.commonpath([path.parent for path in splits.val.paths]))
-        write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in splits.val.paths))
+        paths = [Path(path) for path in splits.val.paths]
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+        write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in paths))
     _describe(recipe, splits, model, label_graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     transform = TrainTransform(preprocessing, crop_scale=recipe.data.crop_scale, flip=recipe.data.flip)

@@ -26,12 +26,17 @@ class Section(BaseModel):
 class DataRecipe(Section):
     """Which images are read, and how they become batches."""
 
-    root: str = Field("scenes", description="Path of the data (VOC folder, CSV); 'scenes' is generated.")
+    root: str = Field(
+        "scenes", description="Path of the data, whose layout is recognised (docs/data.md); 'scenes' is generated."
+    )
     path_column: str | None = Field(None, description="Column of the paths in a table; found by its name by default.")
     label_column: str | None = Field(None, description="Column of the labels in a table; found by its name by default.")
     label_names: tuple[str, ...] | None = Field(None, description="Labels to read from a table, in this order.")
     label_separator: str | None = Field(None, description="What stands between two labels of a cell; found by default.")
     split_column: str | None = Field(None, description="Column of the splits in a table; found by its name by default.")
+    keep_unannotated: bool | None = Field(
+        None, description="Keep COCO's images without annotations, as images of nothing; left out by default."
+    )
     train: Annotated[tuple[SplitName, ...], Field(min_length=1)] = Field(("train",), description="Splits to train on.")
     val: SplitName | Literal["auto", "held_out"] = Field(
         "auto",
@@ -57,9 +62,9 @@ class DataRecipe(Section):
             raise ValueError(f"data.crop_scale is least, greatest; got {list(self.crop_scale)}")
         return self
 
-    def table_options(self) -> dict[str, Any]:
+    def source_options(self) -> dict[str, Any]:
         """Arguments of `msrn.data.open_source` that were given."""
-        names = ("path_column", "label_column", "label_names", "label_separator", "split_column")
+        names = ("path_column", "label_column", "label_names", "label_separator", "split_column", "keep_unannotated")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

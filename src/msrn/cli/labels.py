@@ -1,0 +1,9 @@
+"""`msrn labels COMMAND`: the label graph and the word vectors."""
+
+import typer
+
+from msrn.cli import labels_graph, labels_vectors
+
+app = typer.Typer(no_args_is_help=True, help="Make the label graph and the word vectors.")
+app.command("graph", epilog=labels_graph.EPILOG)(labels_graph.graph)
+app.command("vectors", epilog=labels_vectors.EPILOG)(labels_vectors.vectors)
