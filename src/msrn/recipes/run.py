@@ -183,6 +183,9 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
         raise DataError(
             f"no validation image ({val_origin}) has a label, so no epoch can be chosen. Add images with labels."
         )
+    if console is not None:
+        for note in source.notes:
+            console.print(note, highlight=False, markup=False)
     splits = Splits(train, val, test, val_origin, is_held_out=val_split == "held_out")
     check_disjoint(*splits.named().values())
     check_files(*splits.named().values())
