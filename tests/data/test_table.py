@@ -280,3 +280,16 @@ def test_a_table_without_rows_says_so(tmp_path):
     (tmp_path / "t.csv").write_text("path,labels\n")
     with pytest.raises(EmptySplitError, match="has a header and no rows"):
         TableSource(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("labels", ["labels", "cat"])
+def test_group_column_is_no_label(table: Path, labels: str) -> None:
+    value = {"labels": "cat", "cat": "1"}[labels]
+    write(table, f"path,scene,{labels},split", f"a.jpg, park,{value},train", f"b.jpg,,{value},train", f"c.jpg,7,{value},val")
+    source = TableSource(table, group_column="scene")
+    assert source.label_names == ("cat",)
+    assert source.groups("train") == ("park", "")
+    assert source.groups("val") == ("7",)
+    with pytest.raises(DataError, match="no group column 'patient', only: path, scene"):
+        TableSource(table, group_column="patient")
+    assert labels == "cat" or TableSource(table).groups("train") is None

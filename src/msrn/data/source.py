@@ -122,6 +122,10 @@ class Source(ABC):
         """The file and line that tell of image `index` of a split that was read, as far as the layout has them."""
         return None, None
 
+    def groups(self, split: str) -> tuple[str, ...] | None:
+        """The group of each image of a split, such as its scene or its patient; None where the source tells of none."""
+        return None
+
     @abstractmethod
     def _read(self, split: str) -> LabelledImages: ...
 

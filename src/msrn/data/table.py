@@ -71,6 +71,7 @@ class _Rows:
 
     paths: list[str] = field(default_factory=list)
     label_cells: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     target: bytearray = field(default_factory=bytearray)
 
 
@@ -99,6 +100,8 @@ class TableSource(Source):
         split_column: Column of the splits, if it has another name.
         label_names: The labels to read, in this order. Labels that a label column holds besides are an error; other
             columns are ignored.
+        group_column: Column that says which images belong together, such as a scene or a patient; see `groups`. It is no
+            label.
 
     Raises:
         SourceNotFoundError: No such path, or no table there.
@@ -116,6 +119,7 @@ class TableSource(Source):
         label_separator: str | None = None,
         split_column: str | None = None,
         label_names: Sequence[str] | None = None,
+        group_column: str | None = None,
         problems: list[Problem] | None = None,
     ) -> None:
         path = Path(path).expanduser()
@@ -134,12 +138,15 @@ class TableSource(Source):
         self._rows: dict[str, _Rows] = {}
         self._line_of_path: dict[str, tuple[Path, int, str]] = {}
         self._duplicates: list[str] = []
+        self._has_groups = group_column is not None
 
         layouts: dict[Path, _Layout] = {}
         for split in (None, *SPLITS):
             if split in tables:
                 table = tables[split]
-                layouts[table] = self._read_table(table, split, path_column, label_column, split_column, label_names)
+                layouts[table] = self._read_table(
+                    table, split, path_column, label_column, split_column, label_names, group_column
+                )
         if self._duplicates:
             more = ", ..." if len(self._duplicates) > _NUM_SHOWN else ""
             raise DataError(
@@ -170,10 +177,11 @@ class TableSource(Source):
         label_column: str | None,
         split_column: str | None,
         label_names: Sequence[str] | None,
+        group_column: str | None,
     ) -> "_Layout":
         records = _read_records(table)
         _, header = next(records, (0, []))
-        layout = _find_layout(table, header, path_column, label_column, split_column, label_names)
+        layout = _find_layout(table, header, path_column, label_column, split_column, label_names, group_column)
         if table_split is not None or layout.split is None:
             self._rows.setdefault(table_split or "train", _Rows())
         folder = str(table.parent)
@@ -203,6 +211,8 @@ class TableSource(Source):
             self._note_duplicate(path, cell, table, line, split)
             rows = self._rows.get(split) or self._rows.setdefault(split, _Rows())
             rows.paths.append(path)
+            if layout.group is not None:
+                rows.groups.append(row[layout.group].strip())
             if layout.label_column is not None:
                 rows.label_cells.append(row[layout.label_column])
             else:
@@ -219,6 +229,10 @@ class TableSource(Source):
             splits = "" if split == first_split else f" ({split} and {first_split})"
             earlier = f"line {first_line}" if table == first_table else f"{first_table.name}:{first_line}"
             self._duplicates.append(f"{table.name}:{line} repeats {earlier}: {cell}{splits}")
+
+    def groups(self, split: str) -> tuple[str, ...] | None:
+        """What `group_column` says of each image of a split, blank where its cell is blank; None without that option."""
+        return tuple(self._rows[split].groups) if self._has_groups else None
 
     def _parse_label_cells(self, separator: str | None) -> dict[str, tuple[str, ...] | None]:
         """The labels that each distinct cell names; None for a cell that knows nothing."""
@@ -283,6 +297,7 @@ class _Layout:
     label_column: int | None
     label_names: tuple[str, ...] = ()
     label_cells: Callable[[list[str]], Sequence[str]] = tuple
+    group: int | None = None
 
 
 def _read_records(table: Path) -> Iterator[tuple[int, list[str]]]:
@@ -316,6 +331,7 @@ def _find_layout(
     label_column: str | None,
     split_column: str | None,
     label_names: Sequence[str] | None,
+    group_column: str | None,
 ) -> _Layout:
     names = [name.strip() for name in header]
     repeated = sorted({name for name in names if name and names.count(name) > 1})
@@ -337,11 +353,12 @@ def _find_layout(
             f"{', '.join(names) or 'no header'}. Name one so, or pass path_column."
         )
     split = find(split_column, SPLIT_COLUMNS, "split column")
+    group = find(group_column, (), "group column")
     found = find(label_column, LABEL_COLUMNS, "label column")
     if found is not None:
-        return _Layout(path, split, found)
+        return _Layout(path, split, found, group=group)
 
-    columns = [i for i, name in enumerate(names) if name and i not in (path, split)]
+    columns = [i for i, name in enumerate(names) if name and i not in (path, split, group)]
     if label_names is not None:
         missing = [name for name in label_names if name not in names]
         if missing:
@@ -357,7 +374,7 @@ def _find_layout(
         )
     only = columns[0]
     label_cells = itemgetter(*columns) if len(columns) > 1 else lambda row: (row[only],)
-    return _Layout(path, split, None, tuple(names[i] for i in columns), label_cells)
+    return _Layout(path, split, None, tuple(names[i] for i in columns), label_cells, group)
 
 
 def _all_have_label_column(layouts: dict[Path, _Layout]) -> bool:
