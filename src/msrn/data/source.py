@@ -79,15 +79,17 @@ class Source(ABC):
 
     Attributes:
         layout: What people call the layout, as in "PASCAL VOC".
+        recognised_by: What a path of this layout holds, as in "ImageSets/Main".
         root: Where the data set was found.
         label_names: All labels, in the order of the target's columns.
         splits: The splits that exist, in the order train, val, test.
-        notes: What the reader decided and what it noticed, in sentences for people: images left out, counts that differ
-            from the published ones.
+        notes: What the reader decided and what it noticed, in sentences for people: images left out, counts beside the
+            published ones. What concerns a split is there once the split has been read.
         problems: Where problems are gathered; None raises at the first.
     """
 
     layout: ClassVar[str]
+    recognised_by: ClassVar[str] = ""
     root: Path
     label_names: tuple[str, ...]
     splits: tuple[str, ...]
@@ -128,6 +130,11 @@ class Source(ABC):
 
     @abstractmethod
     def _read(self, split: str) -> LabelledImages: ...
+
+    def _note(self, sentence: str) -> None:
+        """Add to the notes, once however often a split is read."""
+        if sentence not in self.notes:
+            self.notes = (*self.notes, sentence)
 
     def _report(self, kind: str, message: str, *, file: Path | None = None, line: int | None = None) -> None:
         """Note a problem where they are gathered, raise it elsewhere.
