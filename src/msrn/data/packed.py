@@ -1,7 +1,17 @@
 """Images that are no files of their own: packed in an archive, or in a column of a table."""
 
 import os
+import posixpath
+import tarfile
 from abc import abstractmethod
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from msrn.errors import DataError
+
+_BLOCK = 512  # bytes; a tar archive is a row of these and ends with two that are zero
 
 
 class PackedImage(os.PathLike[str]):
@@ -10,6 +20,8 @@ class PackedImage(os.PathLike[str]):
     Its path is that of the archive with the image's name below it, as if the archive were a folder, so that it can be
     printed, compared and hashed like any other path. Instances travel to worker processes.
     """
+
+    __slots__ = ()
 
     @abstractmethod
     def __fspath__(self) -> str:
@@ -43,3 +55,118 @@ class PackedImage(os.PathLike[str]):
 
     def __hash__(self) -> int:
         return hash(os.fspath(self))
+
+
+class TarMember(PackedImage):
+    """An image in a tar archive that is not compressed, read by seeking to it.
+
+    Args:
+        archive: The .tar file.
+        member: Name in the archive.
+        offset: Where its bytes start; by default it is looked up in the archive, which is read through once a process.
+        size: How many bytes there are.
+    """
+
+    __slots__ = ("archive", "member", "offset", "size")
+
+    def __init__(self, archive: Path, member: str, offset: int | None = None, size: int = 0) -> None:
+        self.archive = archive
+        self.member = member
+        self.offset = offset
+        self.size = size
+
+    def __fspath__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+    def read_bytes(self) -> bytes:
+        """The image file's content.
+
+        Raises:
+            OSError: The archive cannot be read, or is shorter than it was.
+        """
+        offset, size = self._find()
+        with self.archive.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) != size:
+            raise OSError(f"{self.archive} ends within it")
+        return content
+
+    def is_file(self) -> bool:
+        """Whether the archive is there, and, where the place is not known yet, holds it."""
+        if self.offset is not None:
+            return self.archive.is_file()
+        try:
+            self._find()
+        except OSError:
+            return False
+        return True
+
+    def _find(self) -> tuple[int, int]:
+        if self.offset is not None:
+            return self.offset, self.size
+        places = _places_in(self.archive, self.archive.stat().st_mtime_ns)
+        if self.member not in places:
+            raise FileNotFoundError(f"{self.archive} holds no file of that name")
+        return places[self.member]
+
+
+class TarEntry(NamedTuple):
+    """A plain file in a tar archive: its name, where its bytes start, and how many there are."""
+
+    name: str
+    offset: int
+    size: int
+
+    def read_from(self, file: BinaryIO) -> bytes:
+        """Its content."""
+        file.seek(self.offset)
+        return file.read(self.size)
+
+
+def walk_tar(archive: Path) -> Iterator[TarEntry]:
+    """The plain files of a tar archive, in their order; links, devices and folders are passed over.
+
+    Names are normal: no `./` before them.
+
+    Raises:
+        DataError: The archive is missing, compressed, damaged or truncated; the message names it.
+    """
+    try:
+        # Unlike "r", "r:" refuses compressed archives, in which no place can be sought.
+        with tarfile.open(archive, "r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else a kilobyte a file stays
+                if info.isreg() and not info.issparse():
+                    yield TarEntry(posixpath.normpath(info.name), info.offset_data, info.size)
+            end = tar.offset  # type: ignore[attr-defined]
+        # tarfile takes a damaged header for the end.
+        with archive.open("rb") as file:
+            file.seek(end)
+            is_whole = file.read(_BLOCK) == bytes(_BLOCK)
+    except tarfile.TarError as error:
+        raise DataError(_describe_damage(archive, str(error))) from error
+    except OSError as error:
+        raise DataError(f"{archive}: {error.strerror or error}. Check the file and its permissions.") from error
+    if not is_whole:
+        raise DataError(_describe_damage(archive, f"no end after byte {end}"))
+
+
+def _describe_damage(archive: Path, reason: str) -> str:
+    with archive.open("rb") as file:
+        start = file.read(6)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
+        return (
+            f"{archive}: a compressed tar archive, in which images cannot be sought. Unpack it to a .tar file, or into a "
+            "folder; images do not shrink further anyway."
+        )
+    return f"{archive}: a damaged or truncated tar archive ({reason}). Copy or pack it again."
+
+
+@cache
+def _places_in(archive: Path, mtime_ns: int) -> dict[str, tuple[int, int]]:
+    """Where each file of an archive lies; `mtime_ns` makes a changed archive another one."""
+    try:
+        return {entry.name: (entry.offset, entry.size) for entry in walk_tar(archive)}
+    except DataError as error:
+        raise OSError(str(error)) from error

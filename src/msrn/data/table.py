@@ -1,42 +1,34 @@
-"""Labelled images in CSV or TSV tables: one row an image."""
+"""Labelled images in tables: one row an image, in CSV, TSV, JSON Lines or Parquet."""
 
-import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
+from msrn.data.cells import BYTE_OF_CELL, LabelCells, is_plain, shown
+from msrn.data.packed import PackedImage, TarMember
+from msrn.data.records import SUFFIXES, read_records
 from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path")
 LABEL_COLUMNS = ("labels", "label", "tags")
 SPLIT_COLUMNS = ("split", "split_name", "subset")
-LABEL_SEPARATORS = ("|", ";", ",")
-SUFFIXES = (".csv", ".tsv")
 
-# In a label column, a cell that says: looked at, and nothing is present. A blank cell says that nobody looked.
-NOTHING_PRESENT = "[]"
-
-_UNKNOWN_CELLS = frozenset({"", "nan", "?", "-1", "-1.0"})
-_PRESENT_CELLS = frozenset({"1", "1.0", "true", "yes"})
-_ABSENT_CELLS = frozenset({"0", "0.0", "false", "no"})
-# As the bytes of an int8, in which -1 is 255.
-_BYTE_OF_CELL = {
-    **dict.fromkeys(_UNKNOWN_CELLS, 255),
-    **dict.fromkeys(_PRESENT_CELLS, 1),
-    **dict.fromkeys(_ABSENT_CELLS, 0),
-}
 _NUM_SHOWN = 5
 
 
 def find_tables(path: Path) -> dict[str | None, Path]:
     """The tables at `path`: one by split, or one under None that tells its splits itself; empty if there is none.
 
-    In a folder, tables named after splits come first, then `labels.csv`, then a single table of any name.
+    In a folder, tables named after splits come first, then `labels` and `metadata`, then a single table of any name, and
+    last the `metadata` or `labels` of folders that are named after splits.
 
     Raises:
         DataError: Two tables are named after the same split, such as val.csv and valid.csv.
@@ -45,31 +37,54 @@ def find_tables(path: Path) -> dict[str | None, Path]:
         return {None: path} if path.suffix.lower() in SUFFIXES else {}
     if not path.is_dir():
         return {}
+    files = _tables_in(path)
+    by_split = _by_split(path, [(file.stem, file) for file in files])
+    if by_split:
+        return by_split
+    named = _named(files)
+    if named is not None or files:
+        table = named or (files[0] if len(files) == 1 else None)
+        return {None: table} if table else {}
+    folders = [folder for folder in path.iterdir() if folder.name.lower() in SPLIT_OF_NAME and folder.is_dir()]
+    of_folder = [(folder.name, _named(_tables_in(folder))) for folder in sorted(folders)]
+    return _by_split(path, [(name, table) for name, table in of_folder if table])
+
+
+def _tables_in(folder: Path) -> list[Path]:
     # Hidden files include the "._name.csv" that macOS leaves on foreign disks.
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _named(files: Sequence[Path]) -> Path | None:
+    """The one table called `labels`, or the one that Hugging Face calls `metadata`."""
+    for name in ("labels", "metadata"):
+        named = [file for file in files if file.stem.lower() == name]
+        if len(named) == 1:
+            return named[0]
+    return None
+
+
+def _by_split(folder: Path, named: Sequence[tuple[str, Path]]) -> dict[str | None, Path]:
     by_split: dict[str | None, Path] = {}
-    for file in files:
-        split = SPLIT_OF_NAME.get(file.stem.lower())
+    for name, file in named:
+        split = SPLIT_OF_NAME.get(name.lower())
         if split in by_split:
+            first, second = (table.relative_to(folder) for table in (by_split[split], file))
             raise DataError(
-                f"{path} holds two tables of split '{split}': {by_split[split].name} and {file.name}. "
-                "Keep one, or join them."
+                f"{folder} holds two tables of split '{split}': {first} and {second}. Keep one, or join them."
             )
         if split is not None:
             by_split[split] = file
-    if by_split:
-        return by_split
-    named = [file for file in files if file.stem.lower() == "labels"]
-    if len(named) == 1:
-        return {None: named[0]}
-    return {None: files[0]} if len(files) == 1 else {}
+    return by_split
 
 
 @dataclass
 class _Rows:
     """What one split's rows say; labels stay as text, or as the bytes of an int8, until the split is read."""
 
+    table: Path
     paths: list[str] = field(default_factory=list)
+    lines: "array[int]" = field(default_factory=lambda: array("L"))
     label_cells: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     target: bytearray = field(default_factory=bytearray)
@@ -80,23 +95,25 @@ class TableSource(Source):
 
     Labels stand in one of two forms:
 
-    - **a label column** (`labels`, `label` or `tags`), such as `cat|dog`. A blank cell, NaN, ? or -1 means that nothing
-      is known about the image; `[]` means that it was looked at and has none of the labels. Labels are sorted by name.
+    - **a label column** (`labels`, `label` or `tags`), such as `cat|dog` or `['cat', 'dog']`; in JSON Lines and Parquet
+      also a list. A blank cell, NaN, ? or -1 means that nothing is known about the image; `[]` means that it was looked
+      at and has none of the labels. Labels are sorted by name, whole numbers by value.
     - **one column a label**: 1, true or yes; 0, false or no; blank, NaN, ? or -1 for unknown. Labels keep the order of
       the columns; all columns but the path and the split are labels, unless `label_names` says which ones are. Columns
       without a name are ignored.
 
     Splits come from a column (`split`, `split_name` or `subset`) or from one table a split; a table with neither is all
-    train. Paths are relative to the table's folder. Whether the images exist is not checked here.
+    train. Paths are relative to the table's folder; `shards/a.tar/0001.jpg` is a member of a tar archive. Whether the images exist
+    is not checked here. A key that a row of JSON Lines lacks is unknown in it.
 
     Args:
-        path: A .csv or .tsv file (UTF-8), or a folder with `train.csv`, `val.csv` and `test.csv`, with `labels.csv`, or
-            with a single table.
+        path: A .csv, .tsv, .jsonl, .ndjson (UTF-8) or .parquet file, or a folder with `train.csv`, `val.csv` and
+            `test.csv`, with `labels.csv` or `metadata.csv`, or with a single table, in any of these formats.
         path_column: Column of the paths; by default `path`, `filepath`, `file_path`, `file`, `filename`, `file_name`,
             `image` or `image_path`, the first that exists.
         label_column: Column of the labels, if it has another name.
         label_separator: What stands between two labels of a cell; by default the first of `|`, `;` and `,` that occurs
-            anywhere in the column.
+            anywhere in the column. Lists need none.
         split_column: Column of the splits, if it has another name.
         label_names: The labels to read, in this order. Labels that a label column holds besides are an error; other
             columns are ignored.
@@ -106,6 +123,7 @@ class TableSource(Source):
     Raises:
         SourceNotFoundError: No such path, or no table there.
         DataError: A table that cannot be read; the message names file and line.
+        MissingDependencyError: Parquet without pyarrow.
     """
 
     layout = "a table"
@@ -127,8 +145,8 @@ class TableSource(Source):
         tables = find_tables(path)
         if not tables:
             raise SourceNotFoundError(
-                f"{path} is no table: expected a .csv or .tsv file, or a folder with train.csv, labels.csv or a single "
-                "table. Pass the table itself."
+                f"{path} is no table: expected a .csv or .tsv file, .jsonl or .parquet, or a folder with train.csv, "
+                "labels.csv or a single table. Pass the table itself."
             )
         if label_names is not None and (not label_names or len(set(label_names)) != len(label_names)):
             raise DataError(f"label_names must be distinct names, got {list(label_names)}. Name every label once.")
@@ -136,17 +154,23 @@ class TableSource(Source):
             raise DataError("label_separator must not be empty. Pass one such as '|', or leave it out to find it.")
         self.root = path if path.is_dir() else path.parent
         self._rows: dict[str, _Rows] = {}
-        self._line_of_path: dict[str, tuple[Path, int, str]] = {}
+        self._first_of_path: dict[str, int] = {}
         self._duplicates: list[str] = []
         self._has_groups = group_column is not None
 
-        layouts: dict[Path, _Layout] = {}
-        for split in (None, *SPLITS):
-            if split in tables:
-                table = tables[split]
-                layouts[table] = self._read_table(
-                    table, split, path_column, label_column, split_column, label_names, group_column
-                )
+        find_layout = partial(
+            _find_layout,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            label_names=label_names,
+            group_column=group_column,
+        )
+        layouts = {
+            tables[split]: self._read_table(tables[split], split, find_layout)
+            for split in (None, *SPLITS)
+            if split in tables
+        }
         if self._duplicates:
             more = ", ..." if len(self._duplicates) > _NUM_SHOWN else ""
             raise DataError(
@@ -154,12 +178,14 @@ class TableSource(Source):
                 f"{', '.join(self._duplicates[:_NUM_SHOWN])}{more}. "
                 "Keep one row an image; an image in two splits would be tested on what it was trained on."
             )
-        del self._line_of_path
+        del self._first_of_path
         self.splits = tuple(split for split in SPLITS if split in self._rows)
-        self._has_label_column = _all_have_label_column(layouts)
-        self.names_every_label = self._has_label_column
-        if self._has_label_column:
-            self._labels_of_cell = self._parse_label_cells(label_separator)
+        self.names_every_label = _all_have_label_column(layouts)
+        if self.names_every_label:
+            self._cells = LabelCells(
+                (cell for rows in self._rows.values() for cell in rows.label_cells), label_separator
+            )
+            self._report_bad_cells()
             self.label_names = self._names_in_label_column(label_names)
         else:
             self.label_names = next(iter(layouts.values())).label_names
@@ -169,88 +195,120 @@ class TableSource(Source):
         """Whether a path is a table or a folder of tables."""
         return bool(find_tables(path))
 
-    def _read_table(
-        self,
-        table: Path,
-        table_split: str | None,
-        path_column: str | None,
-        label_column: str | None,
-        split_column: str | None,
-        label_names: Sequence[str] | None,
-        group_column: str | None,
-    ) -> "_Layout":
-        records = _read_records(table)
+    def _read_table(self, table: Path, table_split: str | None, find_layout: "Callable[..., _Layout]") -> "_Layout":
+        def report(kind: str, message: str, line: int) -> None:
+            self._report(kind, message, file=table, line=line)
+
+        records = read_records(table, report)
         _, header = next(records, (0, []))
-        layout = _find_layout(table, header, path_column, label_column, split_column, label_names, group_column)
+        layout = find_layout(table, header)
         if table_split is not None or layout.split is None:
-            self._rows.setdefault(table_split or "train", _Rows())
+            self._rows.setdefault(table_split or "train", _Rows(table))
         folder = str(table.parent)
         num_columns = len(header)
         for line, row in records:
             if len(row) != num_columns:
-                raise DataError(
+                message = (
                     f"{table}:{line}: expected {num_columns} fields as in the header, got {len(row)}. "
                     "Put quotes around fields that hold the delimiter."
                 )
+                report("wrong number of fields", message, line)
+                continue
             cell = row[layout.path].strip()
             if not cell:
-                if not any(row):
-                    continue  # spreadsheets write such rows at the end
-                raise DataError(f"{table}:{line}: the column '{header[layout.path]}' is blank. Give the image's path.")
+                if any(row):  # spreadsheets write such rows at the end
+                    message = f"{table}:{line}: the column '{header[layout.path]}' is blank. Give the image's path."
+                    report("blank path", message, line)
+                continue
+            if not is_plain(cell):
+                message = f"{table}:{line}: expected a path in column '{header[layout.path]}', got {shown(cell)}."
+                report("bad value", f"{message} Give one path, or name another column as path_column.", line)
+                continue
             split = table_split or "train"
             if layout.split is not None:
                 named = SPLIT_OF_NAME.get(row[layout.split].strip().lower())
                 if named is None or table_split not in (None, named):
                     expected = f"'{table_split}', as the table's name says" if table_split else "train, val or test"
-                    raise DataError(
-                        f"{table}:{line}: expected the split to be {expected}, got '{row[layout.split]}'. "
+                    message = (
+                        f"{table}:{line}: expected the split to be {expected}, got '{shown(row[layout.split])}'. "
                         "Correct the cell."
                     )
+                    report("unknown split", message, line)
+                    continue
                 split = named
             path = os.path.normpath(os.path.join(folder, cell))  # noqa: PTH118  (five times faster than Path)
-            self._note_duplicate(path, cell, table, line, split)
-            rows = self._rows.get(split) or self._rows.setdefault(split, _Rows())
+            if self._repeats(path, cell, table, line, split):
+                continue
+            rows = self._rows.get(split) or self._rows.setdefault(split, _Rows(table))
             rows.paths.append(path)
+            rows.lines.append(line)
             if layout.group is not None:
-                rows.groups.append(row[layout.group].strip())
+                rows.groups.append(sys.intern(row[layout.group].strip()))
             if layout.label_column is not None:
-                rows.label_cells.append(row[layout.label_column])
+                rows.label_cells.append(sys.intern(row[layout.label_column]))
             else:
                 cells = layout.label_cells(row)
                 try:
-                    rows.target += bytes(map(_BYTE_OF_CELL.__getitem__, cells))
+                    rows.target += bytes(map(BYTE_OF_CELL.__getitem__, cells))
                 except KeyError:
-                    rows.target += _parse_target_cells(cells, layout.label_names, table, line)
+                    rows.target += self._parse_target_cells(cells, layout.label_names, table, line)
         return layout
 
-    def _note_duplicate(self, path: str, cell: str, table: Path, line: int, split: str) -> None:
-        first_table, first_line, first_split = self._line_of_path.setdefault(path, (table, line, split))
-        if (first_table, first_line) != (table, line):
-            splits = "" if split == first_split else f" ({split} and {first_split})"
-            earlier = f"line {first_line}" if table == first_table else f"{first_table.name}:{first_line}"
-            self._duplicates.append(f"{table.name}:{line} repeats {earlier}: {cell}{splits}")
+    def _repeats(self, path: str, cell: str, table: Path, line: int, split: str) -> bool:
+        """Whether an earlier row has the path; notes it."""
+        # One number a path: a million tuples would take more memory than the table.
+        here = line * len(SPLITS) + SPLITS.index(split)
+        first_line, first_split_number = divmod(self._first_of_path.setdefault(path, here), len(SPLITS))
+        first_split = SPLITS[first_split_number]
+        first_table = self._rows[first_split].table if first_split in self._rows else table
+        if (first_table, first_line) == (table, line):
+            return False
+        splits = "" if split == first_split else f" ({split} and {first_split})"
+        earlier = f"line {first_line}" if table == first_table else f"{first_table.name}:{first_line}"
+        duplicate = f"{table.name}:{line} repeats {earlier}: {cell}{splits}"
+        if self.problems is None:
+            self._duplicates.append(duplicate)  # raised once the table was read, with all of them
+        else:
+            self._report("repeated path", f"{duplicate}. Keep one row an image.", file=table, line=line)
+        return True
+
+    def _parse_target_cells(self, cells: Sequence[str], label_names: tuple[str, ...], table: Path, line: int) -> bytes:
+        """Cells that are not written exactly as in `BYTE_OF_CELL`: other case, spaces around, or an error."""
+        values = bytearray()
+        for cell, name in zip(cells, label_names, strict=True):
+            value = BYTE_OF_CELL.get(cell.strip().lower())
+            if value is None:
+                message = (
+                    f"{table}:{line}: column '{name}': expected 1 or 0 (true, false, yes, no), or blank, NaN, ? or -1 for "
+                    f"unknown, got '{shown(cell)}'. Correct the cell; if '{name}' is no label, pass label_names."
+                )
+                self._report("bad value", message, file=table, line=line)
+            values.append(255 if value is None else value)
+        return bytes(values)
+
+    def where(self, split: str, index: int) -> tuple[Path | None, int | None]:
+        """The table and the line that an image of a split stands in; in Parquet the row, counted from 1."""
+        rows = self._rows[split]
+        return rows.table, rows.lines[index]
 
     def groups(self, split: str) -> tuple[str, ...] | None:
         """What `group_column` says of each image of a split, blank where its cell is blank; None without that option."""
         return tuple(self._rows[split].groups) if self._has_groups else None
 
-    def _parse_label_cells(self, separator: str | None) -> dict[str, tuple[str, ...] | None]:
-        """The labels that each distinct cell names; None for a cell that knows nothing."""
-        cells = {cell for rows in self._rows.values() for cell in rows.label_cells}
-        if separator is None:
-            separator = next((s for s in LABEL_SEPARATORS if any(s in cell for cell in cells)), None)
-        labels_of_cell: dict[str, tuple[str, ...] | None] = {}
-        for cell in cells:
-            text = cell.strip()
-            if text == NOTHING_PRESENT:
-                labels_of_cell[cell] = ()
-            else:
-                parts = () if text.lower() in _UNKNOWN_CELLS else text.split(separator) if separator else (text,)
-                labels_of_cell[cell] = tuple(part.strip() for part in parts if part.strip()) or None
-        return labels_of_cell
+    def _report_bad_cells(self) -> None:
+        if not self._cells.bad_cells:
+            return
+        for rows in self._rows.values():
+            for cell, line in zip(rows.label_cells, rows.lines, strict=True):
+                if cell in self._cells.bad_cells:
+                    message = (
+                        f"{rows.table}:{line}: expected labels such as cat|dog, or a list such as ['cat', 'dog'], got "
+                        f"{shown(cell)}. Correct the cell."
+                    )
+                    self._report("bad value", message, file=rows.table, line=line)
 
     def _names_in_label_column(self, label_names: Sequence[str] | None) -> tuple[str, ...]:
-        found = {label for labels in self._labels_of_cell.values() for label in labels or ()}
+        found = self._cells.label_names
         if label_names is None:
             if not any(rows.paths for rows in self._rows.values()):
                 raise EmptySplitError(f"the table of {self.root} has a header and no rows. Add a row for each image.")
@@ -259,33 +317,42 @@ class TableSource(Source):
                     f"the label column of {self.root} names no label: all its cells are blank. "
                     "Fill it, or pass label_names if nothing is present in any image."
                 )
-            return tuple(sorted(found))
-        others = sorted(found.difference(label_names))
-        if others:
+            return found
+        others = sorted(set(found).difference(label_names))
+        if others and self.problems is None:
             more = ", ..." if len(others) > _NUM_SHOWN else ""
             raise DataError(
                 f"the label column of {self.root} holds {len(others)} labels that are not in label_names: "
                 f"{', '.join(others[:_NUM_SHOWN])}{more}. Add them, or check label_separator."
             )
+        if others:
+            self._report_unknown_labels(set(others))
         return tuple(label_names)
+
+    def _report_unknown_labels(self, unknown: set[str]) -> None:
+        for rows in self._rows.values():
+            for cell, line in zip(rows.label_cells, rows.lines, strict=True):
+                for label in self._cells.labels_of_cell[cell] or ():
+                    if label in unknown:
+                        message = f"{rows.table}:{line}: label '{label}' is not in label_names. Correct it, or add it."
+                        self._report("unknown label", message, file=rows.table, line=line)
 
     def _read(self, split: str) -> LabelledImages:
         rows = self._rows[split]
-        shape = (len(rows.paths), len(self.label_names))
-        if self._has_label_column:
-            target = np.zeros(shape, dtype=np.int8)
-            column_of_label = {label: column for column, label in enumerate(self.label_names)}
-            columns_of_cell = {
-                cell: None if labels is None else [column_of_label[label] for label in labels]
-                for cell, labels in self._labels_of_cell.items()
-            }
-            columns = [columns_of_cell[cell] for cell in rows.label_cells]
-            target[[row for row, of_row in enumerate(columns) if of_row is None]] = -1
-            present_rows = np.repeat(np.arange(len(columns)), [len(of_row or ()) for of_row in columns])
-            target[present_rows, [column for of_row in columns for column in of_row or ()]] = 1
+        if self.names_every_label:
+            target = self._cells.target(rows.label_cells, self.label_names)
         else:
+            shape = (len(rows.paths), len(self.label_names))
             target = np.frombuffer(rows.target, dtype=np.int8).reshape(shape).copy()
-        return LabelledImages(tuple(map(Path, rows.paths)), target, self.label_names, split)
+        return LabelledImages(tuple(map(_image_at, rows.paths)), target, self.label_names, split)
+
+
+def _image_at(path: str) -> Path | PackedImage:
+    """The file at a path, or the member of an archive where the path leads through one."""
+    archive, suffix, member = path.partition(f".tar{os.sep}")
+    if member and not Path(archive + suffix).is_dir():
+        return TarMember(Path(f"{archive}.tar"), member)
+    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -298,30 +365,6 @@ class _Layout:
     label_names: tuple[str, ...] = ()
     label_cells: Callable[[list[str]], Sequence[str]] = tuple
     group: int | None = None
-
-
-def _read_records(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every row that is not empty, the header first."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            # Spreadsheets write semicolons in countries where the comma is a decimal sign: the header tells.
-            header = file.readline()
-            delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-            file.seek(0)
-            # strict: a quote that is never closed would swallow the rest of the file.
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            try:
-                for row in reader:
-                    if row:
-                        yield reader.line_num, row
-            except csv.Error as error:
-                raise DataError(f"{table}:{reader.line_num}: {error}. Check the quotes of this row.") from error
-            except UnicodeDecodeError as error:
-                raise DataError(f"{table}: not UTF-8 after line {reader.line_num}. Save it as UTF-8.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table}: not UTF-8. Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{table}: {error.strerror}. Check the file and its permissions.") from error
 
 
 def _find_layout(
@@ -393,17 +436,3 @@ def _all_have_label_column(layouts: dict[Path, _Layout]) -> bool:
                 "Use the same columns in the same order (blank cells are unknown), or pass label_names."
             )
     return first.label_column is not None
-
-
-def _parse_target_cells(cells: Sequence[str], label_names: tuple[str, ...], table: Path, line: int) -> bytes:
-    """Cells that are not written exactly as in `_BYTE_OF_CELL`: other case, spaces around, or an error."""
-    values = bytearray()
-    for cell, name in zip(cells, label_names, strict=True):
-        value = _BYTE_OF_CELL.get(cell.strip().lower())
-        if value is None:
-            raise DataError(
-                f"{table}:{line}: column '{name}': expected 1 or 0 (true, false, yes, no), or blank, NaN, ? or -1 for "
-                f"unknown, got '{cell}'. Correct the cell; if '{name}' is no label, pass label_names."
-            )
-        values.append(value)
-    return bytes(values)

@@ -1,0 +1,133 @@
+"""Rows of CSV, TSV, JSON Lines and Parquet tables, one at a time, as text."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from msrn.data.cells import cell_text, no_cell
+from msrn.errors import DataError, MissingDependencyError
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+
+Report = Callable[[str, str, int], None]
+"""Takes the kind, the message and the line of a row that cannot be read, and raises or notes it."""
+
+
+def read_records(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of every row, the header first; see `cell_text` for values that are no text.
+
+    Lines of Parquet are rows, counted from 1. The header of JSON Lines holds the keys of all rows, in the order in which
+    they appear, and a key that a row lacks is blank in it: the file is read twice.
+
+    Args:
+        table: The file, whose suffix tells the format.
+        report: Called for rows that cannot be read.
+
+    Raises:
+        DataError: The file cannot be read as a table.
+        MissingDependencyError: Parquet needs pyarrow.
+    """
+    read = {".parquet": _read_parquet, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines}
+    try:
+        yield from read.get(table.suffix.lower(), _read_csv)(table, report)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table}: not UTF-8. Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{table}: {error.strerror or error}. Check the file and its permissions.") from error
+
+
+def _read_csv(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        # Spreadsheets write semicolons in countries where the comma is a decimal sign: the header tells.
+        header = file.readline()
+        delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+        file.seek(0)
+        # strict: a quote that is never closed would swallow the rest of the file.
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        while True:
+            try:
+                for row in reader:
+                    if row:
+                        yield reader.line_num, row
+            except csv.Error as error:
+                line = reader.line_num
+                report("bad row", f"{table}:{line}: {error}. Check the quotes of this row.", line)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{table}: not UTF-8 after line {reader.line_num}. Save it as UTF-8.") from error
+            else:
+                return
+
+
+def _read_json_lines(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    header: dict[str, None] = {}
+    # The second pass meets the same faulty lines.
+    for _, row in _parse_json_lines(table, lambda *_: None):
+        header.update(dict.fromkeys(row))
+    yield 1, list(header)
+    for line, row in _parse_json_lines(table, report):
+        yield line, [cell_text(row.get(key)) for key in header]
+
+
+def _parse_json_lines(table: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    with table.open(encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                report("bad row", f"{table}:{line}: no JSON ({error}). Write one object a line.", line)
+                continue
+            if isinstance(row, dict):
+                yield line, row
+            else:
+                message = f'{table}:{line}: expected a JSON object such as {{"path": ...}}, got {text.strip()[:40]}'
+                report("bad row", f"{message}. Write one object a line.", line)
+
+
+def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    pyarrow, parquet = import_parquet(table)
+    try:
+        with parquet.ParquetFile(table) as file:
+            schema = file.schema_arrow
+            yield 0, list(schema.names)
+            readable = [field.name for field in schema if _is_cell(pyarrow, field.type)]
+            line = 1
+            # Row groups may hold a whole table.
+            for batch in file.iter_batches(batch_size=4096, columns=readable):
+                columns: dict[str, Iterable[str]] = {
+                    field.name: repeat(no_cell(field.type), batch.num_rows) for field in schema
+                }
+                for name in readable:
+                    columns[name] = map(cell_text, batch.column(name).to_pylist())
+                for row in zip(*columns.values(), strict=True):
+                    yield line, list(row)
+                    line += 1
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{table}: no whole Parquet file ({error}). Write or copy it again.") from error
+
+
+def import_parquet(table: Path) -> tuple[Any, Any]:
+    """The modules `pyarrow` and `pyarrow.parquet`."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependencyError(f"{table}: Parquet needs pyarrow: pip install 'msrn[data]'.") from error
+    return pyarrow, parquet
+
+
+def _is_cell(pyarrow: Any, kind: Any) -> bool:
+    """Whether a column's values are texts, numbers or lists of them; embeddings and images stay unread."""
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        return _is_cell(pyarrow, kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind):
+        item = kind.value_type
+        return types.is_null(item) or (
+            not types.is_floating(item) and not types.is_nested(item) and _is_cell(pyarrow, item)
+        )
+    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
