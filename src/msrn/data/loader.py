@@ -1,15 +1,18 @@
 """Batches of images and targets for training and evaluation, the same whatever the number of workers."""
 
-from collections.abc import Callable, Iterator
-from typing import TypedDict
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from msrn.data.cache import DecodedCache
 from msrn.data.images import read_image
 from msrn.data.source import LabelledImages
-from msrn.data.transforms import Transform
+from msrn.data.transforms import Preprocessing, TrainTransform, Transform
 from msrn.errors import UnreadableImageError
 
 
@@ -17,7 +20,7 @@ class Batch(TypedDict):
     """What a loader yields.
 
     Attributes:
-        images: (B, 3, H, W), normalised.
+        images: (B, 3, H, W), normalised, in `channels_last` order.
         target: (B, L): 1 present, 0 absent, -1 unknown.
         index: (B,) rows of the `LabelledImages` that the batch was read from.
     """
@@ -52,19 +55,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class ImageDataset(Dataset[Batch]):
-    """Reads and transforms one image at a time.
+    """Reads and transforms one image at a time, or a batch of them.
 
     Args:
         images: Paths and targets.
         transform: From an RGB image to a tensor.
         seed: With the epoch and the image's number, seeds the transform's random draws: the worker that reads the image
             makes no difference.
+        min_size: Least (height, width) the transform needs, for training: larger JPEGs may be decoded at a part of their size,
+            see `read_image`. None reads every image at its own size, as evaluation does.
+        cache: Keeps the decoded images.
     """
 
-    def __init__(self, images: LabelledImages, transform: Transform, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        images: LabelledImages,
+        transform: Transform,
+        *,
+        seed: int = 0,
+        min_size: tuple[int, int] | None = None,
+        cache: DecodedCache | None = None,
+    ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
+        self.min_size = min_size
+        self.cache = cache
         self.target = torch.from_numpy(images.target)
 
     def __len__(self) -> int:
@@ -72,12 +88,46 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitem__(self, key: tuple[int, int] | int) -> Batch:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image = read_image(self.images.paths[index])
+        tensor = self._view(epoch, index)
+        return {"images": tensor, "target": self.target[index].long(), "index": torch.tensor(index)}
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Batch:
+        """A whole batch, as `DataLoader` asks for it."""
+        if not isinstance(self.transform, Preprocessing | TrainTransform):
+            return default_collate([self[key] for key in keys])  # type: ignore[no-any-return]
+        # Each view is written to where the batch leaves from: copying and stacking would take as long as a small JPEG.
+        images = _empty_images(len(keys), self.transform.size)
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        for (epoch, index), out in zip(pairs, images, strict=True):
+            self._view(epoch, index, out=out)
+        rows = torch.tensor([index for _, index in pairs])
+        return {"images": images, "target": self.target[rows].long(), "index": rows}
+
+    def _view(self, epoch: int, index: int, **out: Tensor) -> Tensor:
+        image = self._read(index)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would reach for every kind of device and take longer than the transform.
             torch.default_generator.manual_seed(mix_seed(self.seed, epoch, index))
-            tensor = self.transform(image)
-        return {"images": tensor, "target": self.target[index].long(), "index": torch.tensor(index)}
+            return self.transform(image, **out)
+
+    def _read(self, index: int) -> Image.Image:
+        image = self.cache.get(index) if self.cache is not None else None
+        if image is None:
+            image = read_image(self.images.paths[index], min_size=self.min_size)
+            if self.cache is not None:
+                self.cache.put(index, image)
+        return image
+
+
+def _empty_images(num_images: int, size: tuple[int, int]) -> Tensor:
+    """A batch in `channels_last` order; that of a worker lies in memory it shares with the process it works for."""
+    shape = (num_images, *size, 3)
+    images = torch.empty(shape if get_worker_info() is None else 0)
+    if get_worker_info() is not None:
+        # As PyTorch's own default_collate: sharing it afterwards would copy it.
+        num_bytes = images.element_size() * torch.Size(shape).numel()
+        images.set_(torch.UntypedStorage._new_shared(num_bytes), 0, shape)  # type: ignore[call-overload]
+    return images.permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
 class ImageLoader(DataLoader[Batch]):
@@ -107,6 +157,8 @@ def build_loader(
     shuffle: bool = False,
     seed: int = 0,
     current_epoch: Callable[[], int] = lambda: 0,
+    min_size: tuple[int, int] | None = None,
+    cache_bytes: int = 0,
 ) -> ImageLoader:
     """A loader over one split.
 
@@ -118,16 +170,26 @@ def build_loader(
         shuffle: Draw a new order each epoch and drop a last batch that is not full, as training does.
         seed: Seed of order and transforms.
         current_epoch: Tells the epoch when an iteration starts.
+        min_size: Least (height, width) the transform needs, see `ImageDataset`; a `TrainTransform` tells its own.
+        cache_bytes: Memory for decoded images, filled in the first epoch. Workers share it where they are forked; under other
+            start methods of `multiprocessing` nothing is kept.
     """
+    is_shared = num_workers == 0 or multiprocessing.get_start_method() == "fork"
+    cache = DecodedCache(len(images), max_bytes=cache_bytes) if cache_bytes > 0 and is_shared else None
     return ImageLoader(
-        ImageDataset(images, transform, seed=seed),
+        ImageDataset(images, transform, seed=seed, min_size=min_size, cache=cache),
         batch_size=batch_size,
         sampler=EpochSampler(len(images), seed=seed, current_epoch=current_epoch) if shuffle else None,
         drop_last=shuffle and len(images) >= batch_size,
+        collate_fn=_keep,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _keep(batch: Any) -> Any:
+    return batch
 
 
 def mix_seed(*numbers: int) -> int:

@@ -18,6 +18,7 @@ from msrn.bundle import Bundle, save_bundle
 from msrn.bundle.bundle import CONFIG_FILE
 from msrn.data import LabelledImages, check_disjoint, check_files, hold_out, open_source, split_hash
 from msrn.data.loader import build_loader
+from msrn.data.mixing import BatchMixing
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import DataError, ModelError, RecipeError, TrainingError
 from msrn.files import write_json, write_text
@@ -267,10 +268,14 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in paths))
     _describe(recipe, splits, model, label_graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
-    transform = TrainTransform(preprocessing, crop_scale=recipe.data.crop_scale, flip=recipe.data.flip)
+    transform = TrainTransform(preprocessing, **recipe.data.augmentation())
     loader: dict[str, Any] = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
     seed = recipe.trainer.seed
-    train_loader = build_loader(splits.train, transform, **loader, shuffle=True, seed=seed)
+    min_size = transform.min_size if recipe.data.reduced_decode else None
+    cache_bytes = _cache_bytes(recipe)
+    train_loader = build_loader(
+        splits.train, transform, **loader, shuffle=True, seed=seed, min_size=min_size, cache_bytes=cache_bytes
+    )
     val_loader = build_loader(splits.val, preprocessing, **loader)
     module = _build_module(recipe, splits, model)
     settings = TrainerSettings(**recipe.trainer.model_dump())
@@ -327,13 +332,15 @@ def _build_model(
 
 
 def _build_module(recipe: Recipe, splits: Splits, model: MSRN | PooledClassifier) -> MSRNModule:
-    """What is trained: the model with loss, optimizer and schedule."""
+    """What is trained: the model with loss, optimizer, schedule and mixing."""
+    mixup, cutmix = recipe.data.mixup, recipe.data.cutmix
     return MSRNModule(
         model,
         splits.train.label_names,
         group_loss_weight=recipe.loss.group_weight,
         optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
         schedule=ScheduleSettings(**recipe.schedule.model_dump()),
+        mixing=BatchMixing(mixup=mixup, cutmix=cutmix, seed=recipe.trainer.seed) if mixup or cutmix else None,
         image_paths=splits.train.paths,
         val_image_paths=splits.val.paths,
     )
@@ -368,6 +375,12 @@ def _word_vectors(recipe: Recipe, label_graph: LabelGraph) -> Float[Tensor, "L E
             "Give one vector a label, in the data's order, or leave labels.vectors out."
         )
     return vectors
+
+
+def _cache_bytes(recipe: Recipe) -> int:
+    """Memory for decoded images; none by default where the system does not tell how much there is."""
+    cache_gb = recipe.data.cache_gb
+    return (free_memory_bytes("cpu") or 0) // 4 if cache_gb is None else int(1e9 * cache_gb)
 
 
 def _has_checkpoint(run_dir: Path) -> bool:

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from msrn.data.source import SPLITS
-from msrn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from msrn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED_CROP_SCALES, CropName
 from msrn.errors import RecipeError
 
 SplitName = Literal["train", "val", "test"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 PoolingName = Literal["max", "avg", "none"]
 
 
@@ -47,20 +48,48 @@ class DataRecipe(Section):
         "auto", description="Split read once, at the end; 'auto' is test where there is one, null reads none."
     )
     size: tuple[PositiveInt, PositiveInt] = Field((448, 448), description="Height and width of the network's input.")
-    crop_scale: tuple[Fraction, Annotated[float, Field(gt=0, le=1)]] = Field(
-        (0.36, 1.0), description="Least and greatest share of the area of a training crop."
+    crop: CropName = Field(
+        "random_resized", description="Training crops: a share of the area, 'multi_scale' as published, or 'none'."
+    )
+    crop_scale: tuple[Fraction, Share] = Field(
+        (0.36, 1.0), description="Least and greatest share of the area of a 'random_resized' crop."
+    )
+    crop_scales: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
+        PUBLISHED_CROP_SCALES, description="Sides of a 'multi_scale' crop, as shares of the image's shorter side."
+    )
+    max_distort: Annotated[int, Field(ge=0)] = Field(
+        2, description="How many places its height and width may lie apart in crop_scales."
     )
     flip: bool = Field(True, description="Mirror half of the training images.")
+    rand_augment: Annotated[int, Field(ge=0)] = Field(0, description="Operations of RandAugment an image; 0 for none.")
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment.")
+    erase: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Chance that a rectangle is erased.")
+    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="Alpha of MixUp; 0 switches it off.")
+    cutmix: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Alpha of CutMix; 0 switches it off. With mixup too, each batch gets one of them."
+    )
     mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="Mean of red, green and blue.")
     std: tuple[Rate, Rate, Rate] = Field(IMAGENET_STD, description="Standard deviation of red, green and blue.")
     batch_size: PositiveInt = Field(32, description="Images a training batch.")
     num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images.")
+    reduced_decode: bool = Field(
+        True, description="Decode large training JPEGs at 1/2, 1/4 or 1/8 where every crop stays as large as the input."
+    )
+    cache_gb: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="GB of memory for decoded training images; a quarter of what is free by default, 0 keeps none.",
+    )
 
     @model_validator(mode="after")
     def _crops_are_ordered(self) -> "DataRecipe":
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"data.crop_scale is least, greatest; got {list(self.crop_scale)}")
         return self
+
+    def augmentation(self) -> dict[str, Any]:
+        """Arguments of `msrn.data.transforms.TrainTransform`."""
+        names = ("crop", "crop_scale", "crop_scales", "max_distort", "flip")
+        return self.model_dump(include={*names, "rand_augment", "rand_augment_magnitude", "erase"})
 
     def source_options(self) -> dict[str, Any]:
         """Arguments of `msrn.data.open_source` that were given."""

@@ -6,14 +6,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def multilabel_soft_margin_loss(logits: Float[Tensor, "B L"], target: Int[Tensor, "B L"]) -> Float[Tensor, ""]:
+def multilabel_soft_margin_loss(
+    logits: Float[Tensor, "B L"], target: Int[Tensor, "B L"] | Float[Tensor, "B L"]
+) -> Float[Tensor, ""]:
     """Binary cross-entropy of every known label, averaged over the known labels of the whole batch.
 
     Equal to `torch.nn.functional.multilabel_soft_margin_loss` where every label is known.
 
     Args:
         logits: One logit an image and label.
-        target: 1 present, 0 absent, -1 unknown.
+        target: 1 present, 0 absent, -1 unknown; of mixed images, what part of them shows the label.
 
     Returns:
         The mean loss; 0 (with zero gradients) where every label is unknown.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from msrn.data.loader import Batch
+from msrn.data.mixing import BatchMixing
 from msrn.errors import NonFiniteLossError
 from msrn.metrics import MultilabelMetrics
 from msrn.models import MSRN
@@ -28,6 +29,7 @@ class MSRNModule(pl.LightningModule):
         group_loss_weight: Weight of the group loss of an MSRN.
         optimizer: Optimizer settings.
         schedule: Learning-rate schedule settings.
+        mixing: Mixes the images of a training batch with one another.
         image_paths: Training images by the batch's `index`, to name those of a batch whose loss is not finite.
         val_image_paths: Validation images, likewise.
 
@@ -44,6 +46,7 @@ class MSRNModule(pl.LightningModule):
         group_loss_weight: float = 1e-4,
         optimizer: OptimizerSettings | None = None,
         schedule: ScheduleSettings | None = None,
+        mixing: BatchMixing | None = None,
         image_paths: Sequence[Any] = (),
         val_image_paths: Sequence[Any] = (),
     ) -> None:
@@ -53,6 +56,7 @@ class MSRNModule(pl.LightningModule):
         self.group_loss_weight = group_loss_weight
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.schedule_settings = schedule or ScheduleSettings()
+        self.mixing = mixing
         self.image_paths = image_paths
         self.val_image_paths = val_image_paths
         self.val_metrics = MultilabelMetrics(label_names)
@@ -61,14 +65,17 @@ class MSRNModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch; the label embeddings are computed once."""
-        images = batch["images"].contiguous(memory_format=torch.channels_last)
+        images, target = batch["images"], batch["target"]
+        if self.mixing is not None:
+            images, target = self.mixing(images, target, epoch=self.current_epoch, batch_index=batch_index)
+        images = images.contiguous(memory_format=torch.channels_last)
         if isinstance(self.model, MSRN):
             label_groups = self.model.embed()
             logits = self.model(images, label_groups)
             penalty = self.model.group_loss(label_groups, weight=self.group_loss_weight)
         else:
             logits, penalty = self.model(images), images.new_zeros(())
-        loss = self.loss(logits, batch["target"]) + penalty
+        loss = self.loss(logits, target) + penalty
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 self._explain(f"the loss became {loss.item()}", "batch", batch_index, batch, logits)
