@@ -11,7 +11,11 @@ from msrn.errors import DataError, SourceNotFoundError
 # Asked in this order: a layout of many parts before a single table, a table before a bare folder of images.
 _READERS = (
     ("msrn.data.voc", "VOCSource"),
+    ("msrn.data.coco", "COCOSource"),
+    ("msrn.data.nuswide", "NUSWIDESource"),
     ("msrn.data.table", "TableSource"),
+    ("msrn.data.apparel", "ApparelSource"),
+    ("msrn.data.folder", "FolderSource"),
 )
 
 
@@ -30,14 +34,14 @@ def open_source(path: str | Path, *, problems: list[Problem] | None = None, **op
     path = Path(path).expanduser()
     if not path.exists():
         raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")
-    for module, name in _READERS:
-        reader: type[Source] = getattr(import_module(module), name)
+    readers: list[type[Source]] = [getattr(import_module(module), name) for module, name in _READERS]
+    for reader in readers:
         if reader.recognises(path):
             _check_options(reader, path, options)
             return reader(path, problems=problems, **options)  # type: ignore[call-arg]
+    looked_for = "; ".join(f"{reader.layout} ({reader.recognised_by})" for reader in readers)
     raise SourceNotFoundError(
-        f"{path} has no layout that msrn knows: looked for PASCAL VOC (ImageSets/Main), for train.csv, val.csv and "
-        "test.csv, for labels.csv and for a single .csv or .tsv file. "
+        f"{path} has no layout that msrn knows: looked for {looked_for}. "
         "Pass the table itself, or write one with the columns path and labels."
     )
 

@@ -127,6 +127,7 @@ class TableSource(Source):
     """
 
     layout = "a table"
+    recognised_by = "train.csv, labels.csv or a single file of .csv, .tsv, .jsonl or .parquet"
 
     def __init__(
         self,

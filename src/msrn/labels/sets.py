@@ -27,13 +27,27 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
         *("tennis racket", "tie", "toaster", "toilet", "toothbrush", "traffic light", "train", "truck", "tv"),
         *("umbrella", "vase", "wine glass", "zebra"),
     ),
+    # The names of Groundtruth's files and of Concepts81.txt, alphabetical.
+    "nuswide": (
+        *("airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle"),
+        *("cat", "cityscape", "clouds", "computer", "coral", "cow", "dancing", "dog", "earthquake", "elk", "fire"),
+        *("fish", "flags", "flowers", "food", "fox", "frost", "garden", "glacier", "grass", "harbor", "horses"),
+        *("house", "lake", "leaf", "map", "military", "moon", "mountain", "nighttime", "ocean", "person", "plane"),
+        *("plants", "police", "protest", "railroad", "rainbow", "reflection", "road", "rocks", "running", "sand"),
+        *("sign", "sky", "snow", "soccer", "sports", "statue", "street", "sun", "sunset", "surf", "swimmers"),
+        *("tattoo", "temple", "tiger", "tower", "town", "toy", "train", "tree", "valley", "vehicle", "water"),
+        *("waterfall", "wedding", "whales", "window", "zebra"),
+    ),
 }
+# The same labels under the names of the other years.
+LABEL_SETS["voc2012"] = LABEL_SETS["voc2007"]
+LABEL_SETS["coco2017"] = LABEL_SETS["coco2014"]
 
 _MAX_FILE_BYTES = 16 << 20
 
 
 def read_label_names(name_or_path: str | Path) -> tuple[str, ...]:
-    """The labels of a set ("voc2007", "coco2014"), or of a text file with one name a line, in their order.
+    """The labels of a set ("voc2007", "coco2014", "nuswide"), or of a text file with one name a line, in their order.
 
     Spaces around a name and blank lines are left out.
 
