@@ -4,7 +4,7 @@ from msrn.data.images import list_images, read_image
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage
 from msrn.data.source import SPLITS, LabelledImages, Problem, Source
-from msrn.data.split import check_disjoint, check_files, hold_out, split_hash
+from msrn.data.split import check_disjoint, check_files, hold_out, split_hash, split_images
 
 __all__ = [
     "SPLITS",
@@ -19,4 +19,5 @@ __all__ = [
     "open_source",
     "read_image",
     "split_hash",
+    "split_images",
 ]

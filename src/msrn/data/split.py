@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int, Int8
 
 from msrn.data.source import LabelledImages
+from msrn.data.stratify import Deviations, Positives, stratify
 from msrn.errors import DataError, EmptySplitError
 
 _NUM_SHOWN = 5
@@ -17,9 +20,7 @@ _NUM_SHOWN = 5
 def hold_out(images: LabelledImages, *, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """Split a training part into train and val such that both hold about the same share of every label.
 
-    Iterative stratification: labels are served from the rarest to the most frequent, and each of their images goes to
-    the part that still lacks most images of the label. The sizes of the parts are exact; the most frequent labels take
-    up the slack. Unknown entries count as not positive. The same images, fraction and seed give the same parts.
+    As `split_images` does, with two parts.
 
     Args:
         images: The training part.
@@ -49,52 +50,134 @@ def hold_out(images: LabelledImages, *, fraction: float, seed: int) -> tuple[Lab
             f"split '{images.split}' holds {len(images)} image, expected at least 2 to hold some out. Add images to it."
         )
     num_val = min(max(round(fraction * len(images)), 1), len(images) - 1)
-    order = np.random.default_rng(seed).permutation(len(images))
-    in_val = np.empty(len(images), dtype=np.bool_)
-    in_val[order] = _stratify(images.target[order] == 1, num_val)
-    train, val = np.flatnonzero(~in_val), np.flatnonzero(in_val)
+    in_part = stratify(Positives.of_images(images.target), [len(images) - num_val, num_val], seed=seed)
+    train, val = np.flatnonzero(in_part == 0), np.flatnonzero(in_part == 1)
     return images.take(train, split="train"), images.take(val, split="val")
 
 
-def _stratify(is_positive: Bool[np.ndarray, "N L"], num_val: int) -> Bool[np.ndarray, " N"]:
-    """Which images go to val, exactly `num_val` of them."""
-    num_images, num_labels = is_positive.shape
-    shares = np.array([num_images - num_val, num_val]) / num_images  # train, val
-    room = [num_images - num_val, num_val]  # images that each part still takes
-    num_left = is_positive.sum(axis=0)  # (L,) images of each label that are in no part yet
-    lacking = shares[:, None] * num_left  # (2, L) images of each label that each part still lacks
-    part = np.full(num_images, -1)
-    labels_of_image = _columns_by_row(is_positive)
-    images_of_label = _columns_by_row(is_positive.T)
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which image goes to which part.
 
-    def assign(image: int, wanted: int) -> None:
-        wanted = wanted if room[wanted] else 1 - wanted
-        labels = labels_of_image[image]
-        part[image] = wanted
-        room[wanted] -= 1
-        num_left[labels] -= 1
-        lacking[wanted, labels] -= 1
+    Attributes:
+        names: The parts.
+        part: The part of each image, a position in `names`.
+        units: The positives of what stays together: images, or groups of them.
+        part_of_unit: The part of each unit.
+    """
 
-    served = np.zeros(num_labels, dtype=np.bool_)
-    for _ in range(num_labels):
-        label = int(np.where(served | (num_left == 0), num_images + 1, num_left).argmin())
-        served[label] = True
-        for image in images_of_label[label]:
-            if part[image] < 0:
-                train, val = lacking[:, label]
-                # Between equals, the part that has more room for its size.
-                is_val = val > train or (val == train and room[1] * shares[0] > room[0] * shares[1])
-                assign(int(image), int(is_val))
-    for image in np.flatnonzero(part < 0):  # nothing is present in these
-        assign(int(image), int(room[1] > 0))
-    in_val: Bool[np.ndarray, " N"] = part == 1
-    return in_val
+    names: tuple[str, ...]
+    part: Int8[np.ndarray, " N"]
+    units: Positives
+    part_of_unit: Int8[np.ndarray, " U"]
+
+    def take(self, images: LabelledImages) -> dict[str, LabelledImages]:
+        """The parts by name, each in the order of `images`."""
+        return {name: images.take(np.flatnonzero(self.part == i), split=name) for i, name in enumerate(self.names)}
+
+    def deviations(self) -> dict[str, Deviations]:
+        """How evenly labels are shared out, by part and, under "all", over all parts."""
+        return self._deviations(self.part_of_unit)
+
+    def random_deviations(self, *, seed: int, num_splits: int = 10) -> dict[str, Deviations]:
+        """The same where chance says which unit goes where, as a mean over some splits."""
+        rng = np.random.default_rng(seed)
+        of_split = [self._deviations(rng.permutation(self.part_of_unit)) for _ in range(num_splits)]
+        return {name: Deviations.mean([one[name] for one in of_split]) for name in of_split[0]}
+
+    def missing_labels(self) -> dict[str, list[int]]:
+        """The labels, as columns of the target, that some image has but none of a part, by part."""
+        counts = self.units.count(self.part_of_unit, len(self.names))
+        has_positives = counts.sum(axis=0) > 0
+        return {name: np.flatnonzero(has_positives & (counts[i] == 0)).tolist() for i, name in enumerate(self.names)}
+
+    def _deviations(self, part: Int8[np.ndarray, " U"]) -> dict[str, Deviations]:
+        counts = self.units.count(part, len(self.names))
+        sizes = np.bincount(part, weights=self.units.sizes, minlength=len(self.names)).astype(np.int64)
+        by_name = {name: Deviations.of(counts, sizes, i) for i, name in enumerate(self.names)}
+        return {**by_name, "all": Deviations.of(counts, sizes)}
 
 
-def _columns_by_row(mask: Bool[np.ndarray, "R C"]) -> list[Int[np.ndarray, " K"]]:
-    """For every row, the columns where the mask is set."""
-    rows, columns = np.nonzero(mask)
-    return np.split(columns, np.cumsum(np.bincount(rows, minlength=len(mask)))[:-1])
+def plan_split(
+    images: LabelledImages, fractions: Mapping[str, float], *, seed: int, groups: Sequence[str] | None = None
+) -> SplitPlan:
+    """Say which image goes to which part; see `split_images`."""
+    names = tuple(fractions)
+    shares = np.array([fractions[name] for name in names], dtype=np.float64)
+    if not len(names) or not (shares > 0).all() or not np.isclose(shares.sum(), 1, rtol=0, atol=1e-6):
+        raise ValueError(
+            f"fractions must be above 0 and add up to 1, got {dict(fractions)}. "
+            "Pass such as {'train': 0.8, 'val': 0.1, 'test': 0.1}."
+        )
+    units = Positives.of_images(images.target)
+    unit_of_image = np.arange(len(images))
+    if groups is not None:
+        if len(groups) != len(images):
+            raise ValueError(f"groups must name one group an image, got {len(groups)} for {len(images)} images.")
+        unit_of_image = _number_groups(groups)
+        units = units.group(unit_of_image)
+    if len(units.sizes) < len(names):
+        what = "images" if groups is None else "groups of images"
+        raise EmptySplitError(
+            f"split '{images.split}' holds {len(units.sizes)} {what}, expected at least one for each of "
+            f"{', '.join(names)}. Add images to it, or ask for fewer parts."
+        )
+    part_of_unit = stratify(units, _exact_sizes(len(images), shares), seed=seed)
+    return SplitPlan(names, part_of_unit[unit_of_image], units, part_of_unit)
+
+
+def split_images(
+    images: LabelledImages, fractions: Mapping[str, float], *, seed: int, groups: Sequence[str] | None = None
+) -> dict[str, LabelledImages]:
+    """Split images into parts such that each holds about its share of every label.
+
+    Iterative stratification, then exchanges between parts while labels come nearer to their shares; unknown entries count
+    as not positive. The same images, fractions, groups and seed give the same parts.
+
+    Args:
+        images: What to split.
+        fractions: Share of the images by name of the part, above 0 and 1 in sum. The sizes are exact: what rounding
+            leaves goes to the largest remainders, and every part gets an image.
+        seed: Orders the images among equals.
+        groups: What each image belongs to, such as a scene or a patient. A group is never cut, and sizes are as near as
+            groups allow. A blank is an image of its own.
+
+    Returns:
+        The parts by name, each in the order of `images`.
+
+    Raises:
+        ValueError: Fractions that are not above 0 or do not add up to 1; not one group an image.
+        EmptySplitError: Fewer images, or groups, than parts.
+
+    Example:
+        >>> target = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.int8)
+        >>> images = LabelledImages(tuple(map(Path, "abcd")), target, ("cat", "dog"), "train")
+        >>> parts = split_images(images, {"train": 0.5, "test": 0.5}, seed=0, groups=("1", "2", "1", "2"))
+        >>> sorted(map(str, parts["train"].paths)) in (["a", "c"], ["b", "d"])
+        True
+
+    Source: Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, ECML PKDD 2011.
+    """
+    return plan_split(images, fractions, seed=seed, groups=groups).take(images)
+
+
+def _number_groups(groups: Sequence[str]) -> Int[np.ndarray, " N"]:
+    """Groups as numbers, in the order in which they appear; every blank is another one."""
+    numbers: dict[str | int, int] = {}
+    return np.array([numbers.setdefault(group or row, len(numbers)) for row, group in enumerate(groups)], np.int64)
+
+
+def _exact_sizes(num_images: int, shares: Float[np.ndarray, " P"]) -> list[int]:
+    """Whole numbers of images: the largest remainders are rounded up, no part is empty."""
+    wanted = shares / shares.sum() * num_images
+    sizes = np.floor(wanted + 1e-9).astype(np.int64)
+    # By remainder, equals in the order of the parts.
+    order = np.argsort(-(wanted - sizes).round(9), kind="stable")
+    sizes[order[: num_images - int(sizes.sum())]] += 1
+    for empty in np.flatnonzero(sizes == 0):
+        sizes[sizes.argmax()] -= 1
+        sizes[empty] = 1
+    return [int(size) for size in sizes]
 
 
 def check_files(*splits: LabelledImages) -> None:
@@ -129,12 +212,20 @@ def split_hash(images: LabelledImages, *, root: Path | None = None) -> str:
         >>> split_hash(here) == split_hash(there)
         True
     """
+    digest = hashlib.sha256(json.dumps([images.label_names, relative_names(images, root)]).encode())
+    digest.update(np.ascontiguousarray(images.target, dtype=np.int8))  # type: ignore[arg-type]  # a buffer
+    return digest.hexdigest()
+
+
+def relative_names(images: LabelledImages, root: Path | None = None) -> list[str]:
+    """Paths with forward slashes, relative to `root` or by default to the deepest folder that holds all of them."""
     paths = [os.path.abspath(path) for path in images.paths]  # noqa: PTH100  (no look at the disk, many paths)
     folder = os.path.abspath(root) if root else os.path.commonpath([os.path.dirname(path) for path in paths] or ["/"])  # noqa: PTH100, PTH120
-    names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
-    digest = hashlib.sha256(json.dumps([images.label_names, names]).encode())
-    digest.update(np.ascontiguousarray(images.target, dtype=np.int8).tobytes())
-    return digest.hexdigest()
+    inside = folder.rstrip(os.sep) + os.sep
+    return [
+        (path[len(inside) :] if path.startswith(inside) else os.path.relpath(path, folder)).replace(os.sep, "/")
+        for path in paths
+    ]
 
 
 def check_disjoint(*images: LabelledImages) -> None:
