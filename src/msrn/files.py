@@ -19,14 +19,21 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         MSRNError: The file cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace a file's content in one step; missing parent folders are made.
+
+    Raises:
+        MSRNError: The file cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8", newline=""
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
-                file.write(text)
+                file.write(data)
                 file.flush()
                 share_file(Path(file.name))
                 Path(file.name).replace(path)

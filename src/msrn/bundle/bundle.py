@@ -53,11 +53,13 @@ class Bundle:
 
     def config(self) -> dict[str, Any]:
         """What `config.json` holds."""
+        has_edges = self.label_graph.edges is not None
         return {
             "format_version": FORMAT_VERSION,
             "architecture": self.architecture,
             "labels": list(self.label_names),
             "graph_threshold": self.label_graph.threshold,
+            **({"graph_rule": self.label_graph.rule} if has_edges else {}),
             "preprocessing": self.preprocessing.to_dict(),
             "threshold": self.threshold,
             "training": self.training,
@@ -79,6 +81,8 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
     state = {f"{_MODEL_PREFIX}{name}": _plain(value) for name, value in bundle.model.state_dict().items()}
     state[f"{_GRAPH_PREFIX}co_occurrence"] = _plain(bundle.label_graph.co_occurrence)
     state[f"{_GRAPH_PREFIX}label_counts"] = _plain(bundle.label_graph.label_counts)
+    if bundle.label_graph.edges is not None:
+        state[f"{_GRAPH_PREFIX}edges"] = _plain(bundle.label_graph.edges)
     with replace_folder(path) as folder:
         try:
             save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -209,8 +213,15 @@ def _label_graph(path: Path, config: Mapping[str, Any], tensors: Mapping[str, to
             f"{path}: {CONFIG_FILE} names {len(labels)} labels, {WEIGHTS_FILE} was trained with {counts.numel()}. "
             "Take both files from the same training run."
         )
+    edges, rule = tensors.get(f"{_GRAPH_PREFIX}edges"), config.get("graph_rule", "")
+    if not isinstance(rule, str) or (edges is not None and edges.dtype != torch.bool):
+        raise BundleError(
+            f"{path}: the label graph is damaged: graph_rule is no text, or its edges no truth values. Save the bundle again."
+        )
     try:
-        return LabelGraph(labels, both, counts, threshold=float(config["graph_threshold"]))
+        return LabelGraph(
+            labels, both, counts, float(config["graph_threshold"]), edges, rule if edges is not None else ""
+        )
     except (ValueError, TypeError, OverflowError) as error:
         raise BundleError(f"{path}: the label graph is damaged: {error}") from None
 

@@ -1,19 +1,31 @@
 """Labels: the graph of what occurs with what, and word vectors."""
 
-from msrn.labels.graph import (
-    LabelGraph,
-    build_adjacency,
-    build_attention_mask,
+from msrn.labels.edges import (
+    EdgeRule,
     conditional_probability,
-    count_co_occurrence,
+    edges_by_lift,
+    edges_by_threshold,
+    edges_by_top_k,
+    sweep_thresholds,
 )
+from msrn.labels.graph import LabelGraph, build_adjacency, build_attention_mask, count_co_occurrence, weigh_edges
+from msrn.labels.graph_file import CountedGraph, read_graph, write_graph
 from msrn.labels.vectors import vectors_from_co_occurrence
 
 __all__ = [
+    "CountedGraph",
+    "EdgeRule",
     "LabelGraph",
     "build_adjacency",
     "build_attention_mask",
     "conditional_probability",
     "count_co_occurrence",
+    "edges_by_lift",
+    "edges_by_threshold",
+    "edges_by_top_k",
+    "read_graph",
+    "sweep_thresholds",
     "vectors_from_co_occurrence",
+    "weigh_edges",
+    "write_graph",
 ]

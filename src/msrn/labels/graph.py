@@ -1,5 +1,6 @@
 """The label graph: which labels occur together in the training images."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,7 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PUBLISHED_THRESHOLD = 0.4
+from msrn.errors import LabelMismatchError
+from msrn.labels.edges import PUBLISHED_THRESHOLD, EdgeRule, edges_by_threshold, num_alone
+
+# Targets are turned into floats this many entries at a time, and at most so many images, whose counts float32 holds exactly.
+_CHUNK_ENTRIES = 1 << 24
+_CHUNK_IMAGES = 1 << 16
 
 
 def count_co_occurrence(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"], Int[Tensor, "L"]]:
@@ -25,23 +31,13 @@ def count_co_occurrence(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"],
                 [1, 0, 0],
                 [0, 0, 0]]), tensor([2, 1, 0]))
     """
-    present = (target == 1).to(torch.float64)  # (N, L)
-    both = (present.T @ present).round().to(torch.int64)  # (L, L), exact below 2^53 images
+    num_labels = target.shape[1]
+    both = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=target.device)
+    for rows in target.split(min(_CHUNK_IMAGES, max(1, _CHUNK_ENTRIES // max(1, num_labels)))):
+        present = (rows == 1).to(torch.float32)  # (n, L)
+        both += (present.T @ present).round().to(torch.int64)  # (L, L), exact below 2^24 images
     label_counts = both.diagonal().clone()  # (L,)
     return both.fill_diagonal_(0), label_counts
-
-
-def conditional_probability(co_occurrence: Int[Tensor, "L L"], label_counts: Int[Tensor, "L"]) -> Float[Tensor, "L L"]:
-    """P(j | i) = co_occurrence[i, j] / label_counts[i], in float64; 0 for labels that never occur.
-
-    Example:
-        >>> conditional_probability(torch.tensor([[0, 1], [1, 0]]), torch.tensor([4, 1]))
-        tensor([[0.0000, 0.2500],
-                [1.0000, 0.0000]], dtype=torch.float64)
-    """
-    counts = label_counts.to(torch.float64)[:, None]  # (L, 1)
-    probability = co_occurrence.to(torch.float64) / counts.clamp(min=1)
-    return torch.where(counts > 0, probability, 0.0)
 
 
 def build_adjacency(
@@ -67,13 +63,20 @@ def build_adjacency(
 
     Source: MSRN, https://arxiv.org/abs/2106.11596, after ML-GCN, https://arxiv.org/abs/1904.03582, equations 7 and 8.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(
-            f"threshold is a probability above 0 and at most 1, got {threshold}. The published one is 0.4."
-        )
-    edges = (conditional_probability(co_occurrence, label_counts) >= threshold).to(torch.float64)  # (L, L)
-    weights = edges * 0.25 / (edges.sum(dim=0, keepdim=True) + 1e-6)
-    return (weights + torch.eye(len(label_counts), dtype=torch.float64)).float()
+    return weigh_edges(edges_by_threshold(co_occurrence, label_counts, threshold=threshold))
+
+
+def weigh_edges(edges: Bool[Tensor, "L L"]) -> Float[Tensor, "L L"]:
+    """The adjacency of edges: those that enter a label share a weight of 0.25, and every label has one of 1 to itself.
+
+    Example:
+        >>> weigh_edges(torch.tensor([[False, True], [False, False]]))
+        tensor([[1.0000, 0.2500],
+                [0.0000, 1.0000]])
+    """
+    values = edges.to(torch.float64)  # (L, L)
+    weights = values * 0.25 / (values.sum(dim=0, keepdim=True) + 1e-6)
+    return (weights + torch.eye(len(edges), dtype=torch.float64)).float()
 
 
 def build_attention_mask(adjacency: Float[Tensor, "L L"]) -> Bool[Tensor, "L L"]:
@@ -93,10 +96,12 @@ class LabelGraph:
         label_names: The labels, in the order of the model's logits.
         co_occurrence: Images holding both labels, zero diagonal.
         label_counts: Images holding each label.
-        threshold: Least P(j | i) of an edge from label i to label j.
+        threshold: Least P(j | i) of an edge from label i to label j; not looked at where edges are given.
+        edges: Edges from label i to label j that another rule chose, or None for those of the threshold.
+        rule: How the edges were chosen, in words.
 
     Raises:
-        ValueError: Shapes disagree, a count is negative, or the threshold is outside (0, 1].
+        ValueError: Shapes disagree, a count is negative, a label has an edge to itself, or the threshold is outside (0, 1].
 
     Example:
         >>> graph = LabelGraph.from_target(torch.tensor([[1, 1], [1, 0], [1, 0]]), ["person", "horse"])
@@ -108,6 +113,8 @@ class LabelGraph:
     co_occurrence: Int[Tensor, "L L"]
     label_counts: Int[Tensor, "L"]
     threshold: float = PUBLISHED_THRESHOLD
+    edges: Bool[Tensor, "L L"] | None = field(default=None, repr=False)
+    rule: str = ""
     adjacency: Float[Tensor, "L L"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,22 +125,41 @@ class LabelGraph:
                 f"{num_labels} labels need co_occurrence of shape ({num_labels}, {num_labels}) and label_counts of shape "
                 f"({num_labels},), got {shapes[0]} and {shapes[1]}. Build both from the same images (LabelGraph.from_target)."
             )
-        twice = sorted({name for name in self.label_names if self.label_names.count(name) > 1})
+        twice = sorted(name for name, number in Counter(self.label_names).items() if number > 1)
         if twice:
             raise ValueError(f"labels have names of their own, but '{twice[0]}' is there twice. Rename one.")
         if bool((self.co_occurrence < 0).any()) or bool((self.label_counts < 0).any()):
             raise ValueError(
                 "co_occurrence and label_counts are numbers of images, got negative ones. Count them anew."
             )
-        adjacency = build_adjacency(self.co_occurrence, self.label_counts, threshold=self.threshold)
+        if self.edges is None:
+            adjacency = build_adjacency(self.co_occurrence, self.label_counts, threshold=self.threshold)
+        else:
+            if tuple(self.edges.shape) != (num_labels, num_labels) or bool(self.edges.diagonal().any()):
+                raise ValueError(
+                    f"edges join different labels and have shape ({num_labels}, {num_labels}), got "
+                    f"{tuple(self.edges.shape)}{'' if self.edges.shape != shapes[0] else ' with a label joined to itself'}."
+                    " Make them with msrn.labels.edges_by_top_k or edges_by_lift."
+                )
+            adjacency = weigh_edges(self.edges)
         object.__setattr__(self, "adjacency", adjacency)
+        if not self.rule:
+            rule = str(EdgeRule(threshold=self.threshold)) if self.edges is None else "given edges"
+            object.__setattr__(self, "rule", rule)
 
     @classmethod
     def from_target(
-        cls, target: Int[Tensor, "N L"], label_names: Sequence[str], *, threshold: float = PUBLISHED_THRESHOLD
+        cls,
+        target: Int[Tensor, "N L"],
+        label_names: Sequence[str],
+        *,
+        threshold: float = PUBLISHED_THRESHOLD,
+        rule: EdgeRule | None = None,
     ) -> "LabelGraph":
-        """Count the graph over the *training* targets: 1 present, 0 absent, -1 unknown."""
-        return cls(tuple(label_names), *count_co_occurrence(target), threshold=threshold)
+        """Count the graph over the *training* targets: 1 present, 0 absent, -1 unknown; `rule` goes before `threshold`."""
+        both, counts = count_co_occurrence(target)
+        rule = rule or EdgeRule(threshold=threshold)
+        return cls(tuple(label_names), both, counts, **rule.arguments(both, counts, len(target)))
 
     @property
     def num_labels(self) -> int:
@@ -144,3 +170,38 @@ class LabelGraph:
     def num_edges(self) -> int:
         """Edges between two different labels."""
         return int((self.adjacency > 0).sum()) - self.num_labels
+
+    @property
+    def num_alone(self) -> int:
+        """Labels that attend only to themselves."""
+        return num_alone((self.adjacency > 0).fill_diagonal_(False))
+
+    def reorder(self, label_names: Sequence[str]) -> "LabelGraph":
+        """The same graph with its labels in another order.
+
+        Raises:
+            LabelMismatchError: The names are not those of the graph; the message says which are missing and which more.
+
+        Example:
+            >>> LabelGraph.from_target(torch.tensor([[1, 0], [1, 1]]), ["cat", "dog"]).reorder(["dog", "cat"]).label_counts
+            tensor([1, 2])
+        """
+        index = {name: number for number, name in enumerate(self.label_names)}
+        missing = [name for name in label_names if name not in index]
+        more = sorted(index.keys() - set(label_names))
+        if missing or more or len(label_names) != self.num_labels:
+            lacks = f" It lacks {_shown(missing)}." if missing else ""
+            has = f" It has {_shown(more)} beside them." if more else ""
+            raise LabelMismatchError(
+                f"the label graph knows {self.num_labels} labels, the data has {len(label_names)}.{lacks}{has} "
+                "Count the graph on the same data (msrn labels graph)."
+            )
+        order = torch.tensor([index[name] for name in label_names])
+        edges = None if self.edges is None else self.edges[order][:, order]
+        both, counts = self.co_occurrence[order][:, order], self.label_counts[order]
+        return LabelGraph(tuple(label_names), both, counts, self.threshold, edges, self.rule)
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"'{name}'" for name in names[:5]) + more

@@ -2,23 +2,35 @@
 
 import io
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
-from msrn.errors import MissingDependencyError
-from msrn.labels import LabelGraph
+from msrn.errors import MissingDependencyError, MSRNError
+from msrn.files import write_bytes, write_text
+from msrn.labels import LabelGraph, conditional_probability
 
 if TYPE_CHECKING:
-    import networkx
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
+PICTURE_SUFFIXES = (".svg", ".png")
+# Up to so many labels each is named, and all pairs pull on the layout; beyond, that would be neither readable nor quick.
+_MAX_NAMED = 150
+_NUM_NAMED = 70
+_MAX_ARROWS = 600
+_MAX_LINES = 4000
+
 
 def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None = None) -> str:
     """Draw the label graph as SVG: an arrow from label i to label j where j follows i, coloured by group.
+
+    Of more than 150 labels only the best connected are named; of more than 600 edges the direction is not shown, of more
+    than 4,000 only the most likely are drawn, as the picture then says.
 
     Args:
         label_graph: Labels and co-occurrence.
@@ -30,67 +42,161 @@ def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | No
     Raises:
         MissingDependencyError: matplotlib or networkx is not installed.
     """
-    try:
-        import networkx
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"drawing needs {error.name}: pip install 'msrn[report]'.") from error
-
-    graph = _build(label_graph)
-    colours = (
-        [GROUP_COLOURS[int(group) % len(GROUP_COLOURS)] for group in groups] if groups is not None else ["#0072B2"]
-    )
-    counts = label_graph.label_counts.numpy()
-    sizes = 120 + 900 * np.sqrt(counts / max(1, counts.max()))
-    side = max(7.0, 1.6 * math.sqrt(label_graph.num_labels))
-    figure = Figure(figsize=(1.35 * side, side))
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_axis_off()
-    axes.margins(0.05)
-    positions = networkx.kamada_kawai_layout(graph.to_undirected(), weight="length")
-    shown = [(i, j) for i, j, data in graph.edges(data=True) if data["is_edge"]]
-    networkx.draw_networkx_edges(
-        graph,
-        positions,
-        edgelist=shown,
-        ax=axes,
-        node_size=sizes,
-        edge_color="#8a94a6",
-        alpha=0.7,
-        arrowsize=9,
-        connectionstyle="arc3,rad=0.08",
-    )
-    networkx.draw_networkx_nodes(graph, positions, ax=axes, node_size=sizes, node_color=colours, edgecolors="white")
-    for node, name in enumerate(label_graph.label_names):
-        below = (0.0, -math.sqrt(sizes[node]) / 2 - 2)  # points from the disc's centre
-        axes.annotate(
-            name,
-            positions[node],
-            below,
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=11,
-            color="#1f2733",
-        )
     text = io.StringIO()
+    figure = _draw(label_graph, groups)
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": "Label graph"})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 
 
-def _build(label_graph: LabelGraph) -> "networkx.DiGraph":
-    """Every pair that occurs together pulls on the layout; only the graph's own edges are drawn."""
+def save_label_graph(label_graph: LabelGraph, path: str | Path) -> None:
+    """Write the picture of `draw_label_graph` to a file, .svg or .png.
+
+    Raises:
+        MissingDependencyError: matplotlib or networkx is not installed.
+        MSRNError: The file has another ending, or cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_SUFFIXES:
+        raise MSRNError(f"{path} has an ending that no picture is written to. Give a name that ends in .svg or .png.")
+    if suffix == ".svg":
+        write_text(path, draw_label_graph(label_graph))
+        return
+    data = io.BytesIO()
+    _draw(label_graph, None).savefig(data, format="png", dpi=100, facecolor="white")
+    write_bytes(path, data.getvalue())
+
+
+def _draw(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None) -> "Figure":
+    try:
+        import networkx
+        from matplotlib.figure import Figure
+        from matplotlib.patheffects import withStroke
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"drawing needs {error.name}: pip install 'msrn[report]'.") from error
+
+    num_labels = label_graph.num_labels
+    is_small = num_labels <= _MAX_NAMED
+    edges = (label_graph.adjacency > 0).fill_diagonal_(False).numpy()
+    shown = _most_likely(label_graph, edges)
+    counts = label_graph.label_counts.numpy()
+    shares = np.sqrt(counts / max(1, counts.max()))
+    sizes = 120 + 900 * shares if is_small else 10 + 200 * shares
+    side = min(max(7.0, 1.6 * math.sqrt(num_labels)), 18.0)
+    figure = Figure(figsize=(1.35 * side, side))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    axes.margins(0.05)
+    positions = _place(label_graph, edges)
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(num_labels))
+    graph.add_edges_from(shown)
+    if len(shown) > _MAX_ARROWS:
+        networkx.draw_networkx_edges(
+            graph, positions, ax=axes, edge_color="#8a94a6", alpha=0.25, width=0.7, arrows=False
+        )
+    else:
+        networkx.draw_networkx_edges(
+            graph,
+            positions,
+            ax=axes,
+            node_size=sizes,
+            edge_color="#8a94a6",
+            alpha=0.7,
+            arrowsize=9,
+            connectionstyle="arc3,rad=0.08",
+        )
+    colours = (
+        [GROUP_COLOURS[int(group) % len(GROUP_COLOURS)] for group in groups] if groups is not None else ["#0072B2"]
+    )
+    networkx.draw_networkx_nodes(
+        graph,
+        positions,
+        ax=axes,
+        node_size=sizes,
+        node_color=colours,
+        edgecolors="white",
+        alpha=1.0 if is_small else 0.7,
+    )
+    degree = edges.sum(axis=0) + edges.sum(axis=1)
+    names = [name.replace("$", r"\$") for name in label_graph.label_names]  # a pair of $ would be set as mathematics
+    named = list(range(num_labels))
+    if not is_small:
+        named = _without_overlap(np.lexsort((-counts, -degree)), names, positions, figure.get_size_inches() * 72)
+    for node in named:
+        below = (0.0, -math.sqrt(sizes[node]) / 2 - 2)  # points from the disc's centre
+        axes.annotate(
+            names[node],
+            positions[node],
+            below,
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=11 if is_small else 12,
+            color="#1f2733",
+            path_effects=[withStroke(linewidth=2.5, foreground="white", alpha=0.8)],
+        )
+    notes = []
+    if not is_small:
+        notes.append(f"{len(named)} of {num_labels} labels named, from those of most edges on")
+    if len(shown) < edges.sum():
+        notes.append(f"{len(shown)} of {edges.sum()} edges drawn, the most likely")
+    if notes:
+        figure.text(0.01, 0.01, "; ".join(notes), fontsize=10, color="#1f2733")
+    return figure
+
+
+def _most_likely(label_graph: LabelGraph, edges: Bool[np.ndarray, "L L"]) -> list[tuple[int, int]]:
+    """The edges that are drawn, as pairs."""
+    sources, targets = np.nonzero(edges)
+    probability = conditional_probability(label_graph.co_occurrence, label_graph.label_counts).numpy()
+    best = np.argsort(-probability[sources, targets], kind="stable")[:_MAX_LINES]
+    return [(int(i), int(j)) for i, j in zip(sources[best], targets[best], strict=True)]
+
+
+def _place(label_graph: LabelGraph, edges: Bool[np.ndarray, "L L"]) -> dict[int, Any]:
+    """A place for every label: every pair that occurs together pulls, of many labels only the likest pairs and the edges."""
     import networkx
 
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(range(label_graph.num_labels))
+    num_labels = label_graph.num_labels
+    likeness = _likeness(label_graph)
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(num_labels))
+    if num_labels <= _MAX_NAMED:
+        pairs = ((i, j) for i in range(num_labels) for j in range(i))
+        graph.add_edges_from((i, j, {"length": 1.0 / (0.15 + likeness[i, j])}) for i, j in pairs)
+        return dict(networkx.kamada_kawai_layout(graph, weight="length"))
+    likest = np.zeros_like(edges)
+    np.put_along_axis(likest, np.argsort(-likeness, axis=1, kind="stable")[:, :4], True, axis=1)
+    sources, targets = np.nonzero(likest | edges)
+    graph.add_weighted_edges_from(
+        (int(i), int(j), 0.05 + float(likeness[i, j])) for i, j in zip(sources, targets, strict=True)
+    )
+    placed = networkx.spring_layout(graph, k=2.5 / math.sqrt(num_labels), iterations=80, seed=0)
+    return dict(placed)
+
+
+def _without_overlap(
+    order: Int[np.ndarray, " L"], names: list[str], positions: dict[int, Any], size: Float[np.ndarray, " 2"]
+) -> list[int]:
+    """The first labels of `order` whose names do not run into those before them, on a figure of so many points."""
+    places = np.array([positions[node] for node in range(len(names))])
+    places = (places - places.min(axis=0)) / np.ptp(places, axis=0).clip(1e-9) * size
+    half_widths = np.array([3.6 * len(name) for name in names])  # points
+    named: list[int] = []
+    for node in map(int, order):
+        away = np.abs(places[named] - places[node])
+        if not ((away[:, 0] < half_widths[named] + half_widths[node]) & (away[:, 1] < 18)).any():
+            named.append(node)
+        if len(named) == _NUM_NAMED:
+            break
+    return named
+
+
+def _likeness(label_graph: LabelGraph) -> Float[np.ndarray, "L L"]:
+    """Cosine of the labels' images."""
     counts = label_graph.label_counts.clamp(min=1).double()
     both = label_graph.co_occurrence.double()
-    likeness = (both / (counts[:, None] * counts[None, :]).sqrt()).numpy()  # cosine of the labels' images
-    is_edge = (label_graph.adjacency > 0).numpy()
-    for i in range(label_graph.num_labels):
-        for j in range(label_graph.num_labels):
-            if i != j:
-                graph.add_edge(i, j, length=1.0 / (0.15 + likeness[i, j]), is_edge=bool(is_edge[i, j]))
-    return graph
+    likeness: Float[np.ndarray, "L L"] = (both / (counts[:, None] * counts[None, :]).sqrt()).numpy()
+    return likeness
