@@ -55,6 +55,31 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 @contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary file beside `path` that takes its place once the block has ended without an error.
+
+    Raises:
+        MSRNError: The file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        share_file(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path` that takes its place once the block has ended without an error.
 

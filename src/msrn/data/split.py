@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,14 @@ class SplitPlan:
     """Which image goes to which part.
 
     Attributes:
+        label_names: The labels.
         names: The parts.
         part: The part of each image, a position in `names`.
         units: The positives of what stays together: images, or groups of them.
         part_of_unit: The part of each unit.
     """
 
+    label_names: tuple[str, ...]
     names: tuple[str, ...]
     part: Int8[np.ndarray, " N"]
     units: Positives
@@ -85,11 +87,16 @@ class SplitPlan:
         of_split = [self._deviations(rng.permutation(self.part_of_unit)) for _ in range(num_splits)]
         return {name: Deviations.mean([one[name] for one in of_split]) for name in of_split[0]}
 
-    def missing_labels(self) -> dict[str, list[int]]:
-        """The labels, as columns of the target, that some image has but none of a part, by part."""
+    def missing_labels(self) -> dict[str, dict[str, int]]:
+        """By part, the labels that none of its images has though others have, with their positives in all."""
         counts = self.units.count(self.part_of_unit, len(self.names))
-        has_positives = counts.sum(axis=0) > 0
-        return {name: np.flatnonzero(has_positives & (counts[i] == 0)).tolist() for i, name in enumerate(self.names)}
+        total = counts.sum(axis=0)
+        return {
+            name: {
+                self.label_names[label]: int(total[label]) for label in np.flatnonzero((total > 0) & (counts[i] == 0))
+            }
+            for i, name in enumerate(self.names)
+        }
 
     def _deviations(self, part: Int8[np.ndarray, " U"]) -> dict[str, Deviations]:
         counts = self.units.count(part, len(self.names))
@@ -123,7 +130,7 @@ def plan_split(
             f"{', '.join(names)}. Add images to it, or ask for fewer parts."
         )
     part_of_unit = stratify(units, _exact_sizes(len(images), shares), seed=seed)
-    return SplitPlan(names, part_of_unit[unit_of_image], units, part_of_unit)
+    return SplitPlan(images.label_names, names, part_of_unit[unit_of_image], units, part_of_unit)
 
 
 def split_images(
@@ -251,4 +258,31 @@ def check_disjoint(*images: LabelledImages) -> None:
         raise DataError(
             f"splits must not share images, {len(shared)} are in two: {', '.join(shared[:_NUM_SHOWN])}{more}. "
             "Keep each in one split: an image that was trained on cannot test."
+        )
+
+
+def check_groups_apart(groups: Mapping[str, Iterable[str]]) -> None:
+    """Check that no group is in two splits; a blank is no group.
+
+    Args:
+        groups: The groups of each split's images, by the split's name.
+
+    Raises:
+        DataError: Some are; the message names them.
+
+    Example:
+        >>> check_groups_apart({"train": ["scene 1", "scene 1"], "test": ["scene 2"]})
+    """
+    first_in: dict[str, str] = {}
+    shared: list[str] = []
+    for split, of_images in groups.items():
+        for group in sorted(set(of_images) - {""}):
+            first = first_in.setdefault(group, split)
+            if first != split:
+                shared.append(f"{group} ({first} and {split})")
+    if shared:
+        more = ", ..." if len(shared) > _NUM_SHOWN else ""
+        raise DataError(
+            f"splits must not share groups, {len(shared)} are in two: {', '.join(shared[:_NUM_SHOWN])}{more}. "
+            "Split all images anew (leave out --keep), or correct the column of groups."
         )

@@ -10,6 +10,8 @@ _ROWS_AT_ONCE = 65536
 # Units of each part that an exchange looks at, and how often it goes through all labels.
 _POOL = 256
 _MAX_PASSES = 10
+# Of figures, so that files are the same on every machine.
+_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,10 @@ class Deviations:
         is_enough = total * shares.min() >= 1
         off_share = off[:, is_enough] / total[is_enough]
         return cls(
-            largest_share=float(off_share.max()) if off_share.size else None,
-            mean_share=float(off_share.mean()) if off_share.size else None,
-            largest_count=float(off.max(initial=0)),
-            mean_count=float(off.mean()) if off.size else 0.0,
+            largest_share=round(float(off_share.max()), _DIGITS) if off_share.size else None,
+            mean_share=round(float(off_share.mean()), _DIGITS) if off_share.size else None,
+            largest_count=round(float(off.max(initial=0)), _DIGITS),
+            mean_count=round(float(off.mean()), _DIGITS) if off.size else 0.0,
         )
 
     @classmethod
@@ -271,7 +273,7 @@ class Deviations:
 
         def mean(name: str) -> float | None:
             values = [getattr(one, name) for one in many]
-            return None if None in values else float(np.mean(values))
+            return None if None in values else round(float(np.mean(values)), _DIGITS)
 
         return cls(*(mean(name) for name in cls.__dataclass_fields__))  # type: ignore[arg-type]
 
