@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from msrn.data.open import open_source
+from msrn.data.open import _READERS, open_source
 from msrn.data.table import TableSource
 from msrn.data.voc import VOC_LABELS, VOCSource
 from msrn.errors import DataError, SourceNotFoundError
@@ -39,12 +40,28 @@ def test_missing_path(tmp_path: Path) -> None:
 def test_unknown_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("path,labels\n")
-    with pytest.raises(SourceNotFoundError, match=r"looked for PASCAL VOC .*labels\.csv.* Pass the table itself"):
+    with pytest.raises(
+        SourceNotFoundError, match=r"looked for PASCAL VOC .*labels\.csv.* Pass the table itself"
+    ) as caught:
         open_source(tmp_path)
+    for layout in (
+        "MS-COCO (annotations/instances_",
+        "NUS-WIDE (Groundtruth",
+        "Apparel (only",
+        "a folder tree (images",
+    ):
+        assert layout in str(caught.value)
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     with pytest.raises(SourceNotFoundError, match="has no layout that msrn knows"):
         open_source(text)
+
+
+def test_every_reader_says_what_it_is_recognised_by() -> None:
+    for module, name in _READERS:
+        reader = getattr(import_module(module), name)
+        assert reader.layout, name
+        assert reader.recognised_by, name
 
 
 def test_readers_do_not_import_torch() -> None:

@@ -1,10 +1,14 @@
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import torch
 from PIL import Image
 
+from msrn.data.source import Problem
 from msrn.data.voc import VOC_LABELS, VOCSource
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
+from msrn.labels import count_co_occurrence
 
 REAL_VOC = Path(__file__).parents[2].parent / "shared" / "voc2007"
 
@@ -110,6 +114,116 @@ def test_folder_without_voc_or_without_lists(tmp_path: Path) -> None:
         VOCSource(tmp_path)
 
 
+def list_path(voc: Path, name: str) -> Path:
+    return voc / "VOCdevkit/VOC2007/ImageSets/Main" / name
+
+
+def test_both_years_ask_for_one(voc: Path) -> None:
+    devkit = voc / "VOCdevkit"
+    (devkit / "VOC2012/ImageSets/Main").mkdir(parents=True)
+    assert VOCSource.recognises(voc)
+    with pytest.raises(DataError, match=r"more than one year .* Pass the folder of the year: .*VOC2007 or .*VOC2012\."):
+        VOCSource(devkit)
+    assert VOCSource(devkit / "VOC2007").splits == ("train", "test")
+
+
+@pytest.mark.parametrize(
+    ("folder", "note"),
+    [
+        ("VOC2007", "split train: 2 images, the published set has 2,501 (2,499 fewer)."),
+        ("VOC2012", "split train: 2 images, the published set has 5,717 (5,715 fewer)."),
+        ("mine", None),
+    ],
+)
+def test_the_folders_name_tells_the_year(voc: Path, folder: str, note: str | None, monkeypatch) -> None:
+    root = voc / "VOCdevkit" / folder
+    (voc / "VOCdevkit/VOC2007").rename(root)
+    monkeypatch.chdir(root)
+    for path in (root, Path()):
+        source = VOCSource(path)
+        assert source.notes == ()
+        source.read("train")
+        source.read("train")
+        assert source.notes == ((note,) if note else ())
+
+
+def test_train_and_val_are_counted_together(voc: Path) -> None:
+    for label in VOC_LABELS:
+        list_path(voc, f"{label}_val.txt").write_text("000003 1\n")
+    source = VOCSource(voc)
+    source.read("val")
+    source.read("train")
+    assert source.notes[-1] == "train and val together: 3 images, the published set has 5,011 (5,008 fewer)."
+
+
+def test_the_whole_published_set_is_told_so(voc: Path) -> None:
+    names = [f"{number:06d}" for number in range(4952)]
+    for name in names:
+        (voc / "VOCdevkit/VOC2007/JPEGImages" / f"{name}.jpg").touch()
+    for label in VOC_LABELS:
+        list_path(voc, f"{label}_test.txt").write_text("".join(f"{name} -1\n" for name in names))
+    source = VOCSource(voc)
+    source.read("test")
+    assert source.notes == ("split test: 4,952 images, as published.",)
+
+
+def test_where_is_the_first_list(voc: Path) -> None:
+    list_path(voc, "aeroplane_train.txt").write_text("\n000002 -1\n000001 1\n")
+    source = VOCSource(voc)
+    assert [path.stem for path in source.read("train").paths] == ["000002", "000001"]
+    assert source.where("train", 1) == (list_path(voc, "aeroplane_train.txt"), 3)
+
+
+def test_problems_are_gathered_and_their_images_left_out(voc: Path) -> None:
+    extra = "".join(f"{image} -1\n" for image in ("000001", "000002", "000003", "000004", "000005"))
+    for label in VOC_LABELS:
+        list_path(voc, f"{label}_train.txt").write_text(extra)
+    (voc / "VOCdevkit/VOC2007/JPEGImages/000005.jpg").write_bytes(b"")
+    list_path(voc, "bird_train.txt").write_text(extra + "000001 1\n")
+    list_path(voc, "cat_train.txt").write_text(extra.replace("000002 -1", "000002 yes"))
+    list_path(voc, "dog_train.txt").write_text(extra.replace("000003 -1\n", ""))
+    list_path(voc, "sheep_train.txt").unlink()
+    problems: list[Problem] = []
+    source = VOCSource(voc, problems=problems)
+    images = source.read("train")
+    assert [path.stem for path in images.paths] == ["000001", "000005"]
+    assert [source.where("train", index)[1] for index in range(2)] == [1, 5]
+    assert images.target[:, VOC_LABELS.index("sheep")].tolist() == [-1, -1]
+    assert images.target[:, VOC_LABELS.index("bird")].tolist() == [0, 0]
+    assert [(problem.kind, problem.file and problem.file.name, problem.line) for problem in problems] == [
+        ("missing list", "Main", None),
+        ("image listed twice", "bird_train.txt", 6),
+        ("malformed line", "cat_train.txt", 2),
+        ("lists disagree", "dog_train.txt", None),
+        ("missing file", "aeroplane_train.txt", 4),
+    ]
+    assert "aeroplane_train.txt:4:" in problems[-1].message
+    assert "000004.jpg does not exist" in problems[-1].message
+
+
+def test_no_image_at_all_raises_though_problems_are_gathered(voc: Path) -> None:
+    for image in (voc / "VOCdevkit/VOC2007/JPEGImages").iterdir():
+        image.unlink()
+    with pytest.raises(DataError, match="2 of 2 images of split 'train' are not in"):
+        VOCSource(voc, problems=[]).read("train")
+
+
+@pytest.mark.skipif(not REAL_VOC.exists(), reason="needs the shared VOC 2007 photos")
+def test_co_occurrence_of_train_equals_a_count_over_the_xml() -> None:
+    images = VOCSource(REAL_VOC).read("train")
+    both = torch.zeros(20, 20, dtype=torch.int64)
+    for path in images.paths:
+        objects = ElementTree.parse(path.parents[1] / "Annotations" / f"{path.stem}.xml").findall("object")
+        present = {thing.findtext("name") for thing in objects if thing.findtext("difficult") == "0"}
+        for first in present:
+            for second in present:
+                both[VOC_LABELS.index(first), VOC_LABELS.index(second)] += 1
+    co_occurrence, label_counts = count_co_occurrence(torch.from_numpy(images.target))
+    assert torch.equal(label_counts, both.diagonal())
+    assert torch.equal(co_occurrence, both.clone().fill_diagonal_(0))
+    assert int(co_occurrence.sum()) > 1000
+
+
 @pytest.mark.skipif(not REAL_VOC.exists(), reason="needs the shared VOC 2007 photos")
 def test_real_voc() -> None:
     source = VOCSource(REAL_VOC)
@@ -118,3 +232,8 @@ def test_real_voc() -> None:
     assert (len(train), len(val)) == (2500, 1230)
     assert set(train.target.flatten().tolist()) == {-1, 0, 1}
     assert train.target[2].tolist().count(1) >= 1
+    assert source.notes == (
+        "split train: 2,500 images, the published set has 2,501 (1 fewer).",
+        "split val: 1,230 images, the published set has 2,510 (1,280 fewer).",
+        "train and val together: 3,730 images, the published set has 5,011 (1,281 fewer).",
+    )

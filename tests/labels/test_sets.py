@@ -5,7 +5,7 @@ from msrn.errors import DataError, SourceNotFoundError
 from msrn.labels.sets import LABEL_SETS, read_label_names
 
 
-@pytest.mark.parametrize(("name", "number"), [("voc2007", 20), ("coco2014", 80)])
+@pytest.mark.parametrize(("name", "number"), [("voc2007", 20), ("coco2014", 80), ("nuswide", 81)])
 def test_published_sets_are_alphabetical(name, number):
     labels = read_label_names(name)
     assert labels == LABEL_SETS[name] == tuple(sorted(set(labels)))

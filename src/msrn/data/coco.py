@@ -70,7 +70,8 @@ class COCOSource(Source):
     `instances_test.json`. Crowds (`iscrowd`) count as present, like single objects. Images are looked for in
     `train2014`, `images/train2014`, `images` and the root; whether each exists is not checked here.
 
-    All files of the year are read at once: that takes some ten seconds and about as much memory as the largest of them.
+    All files of the year are read when the source is opened, which takes seconds and, for a while, about twice the largest
+    file's size in memory.
 
     Args:
         path: The folder with `annotations` in it, or one instances file, which stands for all of its year beside it.

@@ -13,9 +13,12 @@ _READERS = (
     ("msrn.data.voc", "VOCSource"),
     ("msrn.data.coco", "COCOSource"),
     ("msrn.data.nuswide", "NUSWIDESource"),
+    ("msrn.data.label_studio", "LabelStudioSource"),
+    ("msrn.data.huggingface", "HuggingFaceSource"),
     ("msrn.data.table", "TableSource"),
     ("msrn.data.apparel", "ApparelSource"),
     ("msrn.data.folder", "FolderSource"),
+    ("msrn.data.webdataset", "WebDatasetSource"),
 )
 
 
