@@ -270,7 +270,11 @@ def check_source(
     rows = _Rows(source, parts)
     summaries, first_rows = _count_labels(parts, len(source.label_names))
     _check_rows(rows, log)
-    _check_labels(rows, summaries, first_rows, log, min_positives=min_positives, label_names=label_names)
+    if parts:
+        counts = np.sum([summary.positives for summary in summaries], axis=0).tolist()
+        label_problems = _LabelProblems(rows, first_rows, log)
+        misnamed = _check_names(source.label_names, counts, label_names, label_problems)
+        _check_counts(summaries, min_positives, misnamed, label_problems)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata
         images = _check_images(rows, log, decode, num_workers or os.cpu_count() or 1, progress or (lambda *_: None))
@@ -418,90 +422,79 @@ def _check_rows(rows: _Rows, log: _Log) -> None:
         start += len(part)
 
 
-def _check_labels(
-    rows: _Rows,
-    summaries: Sequence[SplitSummary],
-    first_rows: dict[int, tuple[int, int]],
-    log: _Log,
-    *,
-    min_positives: int,
-    label_names: Sequence[str] | None,
-) -> None:
-    names = rows.source.label_names
+class _LabelProblems:
+    """Reports what is wrong with a label at the first image that bears it."""
 
-    def report(kind: str, label: int, message: str, *, is_error: bool) -> None:
-        """At the first image that bears the label."""
-        file: Path | None = rows.source.root
-        line = None
-        if label in first_rows:
-            part, index = first_rows[label]
-            file, line = rows.source.where(rows.parts[part].split, index)
-            file = file or Path(os.fspath(rows.parts[part].paths[index]))
-        elif rows.parts:
-            file = rows.source.where(rows.parts[0].split, 0)[0] or file
-        log.append(Problem(kind, f"label '{names[label]}' {message}", file, line, is_error))
+    def __init__(self, rows: _Rows, first_rows: dict[int, tuple[int, int]], log: _Log) -> None:
+        self._rows = rows
+        self._first_rows = first_rows
+        self._log = log
 
-    totals = sum((summary.positives for summary in summaries), np.zeros(len(names), dtype=np.int64))
-    unknown = set()
-    if label_names is not None:
-        for label, name in enumerate(names):
-            if name not in label_names:
-                unknown.add(label)
-                nearest = _nearest(name, label_names)
-                hint = f"the nearest one is '{nearest}'" if nearest else "nothing is near it"
-                report(
-                    "unknown label", label, f"is not among the known labels; {hint}. Correct or add it.", is_error=True
-                )
-    for rare, frequent in _find_misspelt(names, totals):
-        if rare not in unknown:
-            report(
-                "misspelt label",
-                rare,
-                f"({_count(totals[rare], 'image')}) looks like '{names[frequent]}' ({_count(totals[frequent], 'image')}). "
-                "Give them one name if they mean the same.",
-                is_error=False,
+    def report(self, kind: str, label: int, message: str, *, is_error: bool) -> None:
+        source, parts = self._rows.source, self._rows.parts
+        part, index = self._first_rows.get(label, (0, 0))
+        file, line = source.where(parts[part].split, index)
+        if label not in self._first_rows:  # in no image: only the file is known
+            file, line = file or source.root, None
+        file = file or Path(os.fspath(parts[part].paths[index]))
+        self._log.append(Problem(kind, f"label '{source.label_names[label]}' {message}", file, line, is_error))
+
+
+def _check_names(
+    names: Sequence[str], counts: Sequence[int], label_names: Sequence[str] | None, problems: _LabelProblems
+) -> set[int]:
+    """Look for labels that should have another name; returns them."""
+    if label_names is None:
+        misspelt = _find_misspelt(names, counts)
+        for rare, frequent in misspelt:
+            message = (
+                f"({_count(counts[rare], 'image')}) looks like '{names[frequent]}' ({_count(counts[frequent], 'image')}). "
+                "Give them one name if they mean the same."
             )
+            problems.report("misspelt label", rare, message, is_error=False)
+        return {rare for rare, _ in misspelt}
+    unknown = set()
+    for label, name in enumerate(names):
+        if name not in label_names:
+            nearest = _nearest(name, label_names)
+            hint = f"the nearest one is '{nearest}'" if nearest else "nothing is near it"
+            message = f"is not among the known labels; {hint}. Correct it, or add it to them."
+            problems.report("unknown label", label, message, is_error=True)
+            unknown.add(label)
+    return unknown
+
+
+def _check_counts(
+    summaries: Sequence[SplitSummary], min_positives: int, misnamed: set[int], problems: _LabelProblems
+) -> None:
+    """Look for labels that cannot be learnt or measured; of misnamed ones, only for errors."""
     train = next((summary for summary in summaries if summary.name == "train"), None)
     if train is None:
         return
     others = [summary for summary in summaries if summary is not train]
-    for label in range(len(names)):
-        positives = int(train.positives[label])
+    for label, positives in enumerate(train.positives.tolist()):
         found_in = [summary.name for summary in others if summary.positives[label]]
         if positives == 0 and found_in:
-            report(
-                "label not in train",
-                label,
-                f"is present in {' and '.join(found_in)}, but in no training image. Move images, or leave the label out.",
-                is_error=True,
-            )
+            message = f"is present in {' and '.join(found_in)}, but in no training image. Move images, or leave the label out."
+            problems.report("label not in train", label, message, is_error=True)
         elif positives == 0:
-            report("no positives", label, "is present in no image. Add images, or leave the label out.", is_error=True)
-        elif positives < min_positives:
-            report(
-                "few positives",
-                label,
-                f"is present in {_count(positives, 'training image')}, fewer than {min_positives}. Add images.",
-                is_error=False,
-            )
-        if positives and train.absent[label] == 0:
-            report(
-                "always present",
-                label,
-                "is absent from no training image, so there is nothing to tell it from. Add images without it.",
-                is_error=False,
-            )
+            message = "is present in no image. Add images, or leave the label out."
+            problems.report("no positives", label, message, is_error=True)
+        if positives == 0 or label in misnamed:
+            continue
+        if positives < min_positives:
+            message = f"is present in {_count(positives, 'training image')}, fewer than {min_positives}. Add images."
+            problems.report("few positives", label, message, is_error=False)
+        if train.absent[label] == 0:
+            message = "is absent from no training image, so there is nothing to tell it from. Add images without it."
+            problems.report("always present", label, message, is_error=False)
         for summary in others:
-            if positives and not summary.positives[label]:
-                report(
-                    f"label not in {summary.name}",
-                    label,
-                    f"is present in no image of {summary.name}, where it cannot be measured. Split anew (msrn data split).",
-                    is_error=False,
-                )
+            if summary.name not in found_in:
+                message = f"is present in no image of {summary.name}, where it cannot be measured. Split anew (msrn data split)."
+                problems.report(f"label not in {summary.name}", label, message, is_error=False)
 
 
-def _find_misspelt(names: Sequence[str], counts: Int[np.ndarray, " L"]) -> list[tuple[int, int]]:
+def _find_misspelt(names: Sequence[str], counts: Sequence[int]) -> list[tuple[int, int]]:
     """Labels that look like another, more frequent one: (misspelt, right).
 
     Either both are the same but for case, spaces, hyphens, underscores and a plural, or one letter is missing, added,
@@ -696,13 +689,13 @@ def _find_copies(
     """
     readable = np.flatnonzero(is_readable)
     _, inverse, counts = np.unique(fingerprints[readable], return_inverse=True, return_counts=True)
-    suspects = readable[counts[inverse] > 1]
+    suspects = readable[counts[inverse] > 1].tolist()
     first_of_digest: dict[bytes, int] = {}
     copies = []
     chunks = (suspects[start : start + _CHUNK_IMAGES] for start in range(0, len(suspects), _CHUNK_IMAGES))
     done = 0
     for digests in _in_order(pool, lambda chunk: [_digest(rows.path(row)) for row in chunk], chunks, num_workers):
-        for row, digest in zip(suspects[done : done + len(digests)].tolist(), digests, strict=True):
+        for row, digest in zip(suspects[done : done + len(digests)], digests, strict=True):
             first = row if digest is None else first_of_digest.setdefault(digest, row)
             if first != row:
                 copies.append((row, first))

@@ -118,6 +118,7 @@ def _thumbnail(path: Path | PackedImage) -> dict[str, str | None]:
 
 def _draw_heat_map(report: DataReport) -> str:
     """P(column | row) on the training images, for the most frequent labels."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     order = np.argsort(-report.label_counts, kind="stable")[:_NUM_HEAT]
@@ -130,8 +131,8 @@ def _draw_heat_map(report: DataReport) -> str:
     figure = Figure(figsize=(side + 3.2, side + 2.0), layout="constrained")
     axes = figure.add_subplot()
     most = float(np.nanmax(share))
-    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=most, interpolation="none")
-    axes.set_facecolor("#d5dbe5")  # the diagonal
+    colours = colormaps["Blues"].with_extremes(bad="#d5dbe5")  # the diagonal
+    shown = axes.imshow(share, cmap=colours, vmin=0, vmax=most, interpolation="none")
     names = [_short(report.label_names[label]) for label in order]
     axes.set_xticks(range(num_labels), names, rotation=90, fontsize=font_size, parse_math=False)
     axes.set_yticks(
