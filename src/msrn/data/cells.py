@@ -74,6 +74,11 @@ def no_cell(value: object) -> str:
     return f"{_NO_CELL}{value}"
 
 
+def is_unknown(cell: str) -> bool:
+    """Whether a cell says that nothing is known."""
+    return cell.strip().lower() in _UNKNOWN_CELLS
+
+
 def is_plain(cell: str) -> bool:
     """Whether a cell is a single text, neither a list nor what no cell can hold."""
     return not cell.startswith((_NO_CELL, _LIST))
@@ -108,7 +113,7 @@ class LabelCells:
         separated: list[str] = []
         for cell in dict.fromkeys(cells):
             text = cell.strip()
-            if text.lower() in _UNKNOWN_CELLS:
+            if is_unknown(text):
                 self.labels_of_cell[cell] = None
             elif text == NOTHING_PRESENT:
                 self.labels_of_cell[cell] = ()

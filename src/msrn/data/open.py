@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from msrn.data.huggingface import HUB_PREFIX, HuggingFaceSource
 from msrn.data.source import Problem, Source
 from msrn.errors import DataError, SourceNotFoundError
 
@@ -26,7 +27,7 @@ def open_source(path: str | Path, *, problems: list[Problem] | None = None, **op
     """Open a data set, whose layout is recognised from the path; docs/data.md lists the layouts.
 
     Args:
-        path: A folder or file.
+        path: A folder or file, or `hf:owner/name` for a data set on the Hugging Face hub.
         problems: Gathers what is wrong in the data set; by default the first problem raises.
         options: Arguments of the layout's reader, such as `label_separator` of `TableSource`.
 
@@ -34,6 +35,9 @@ def open_source(path: str | Path, *, problems: list[Problem] | None = None, **op
         SourceNotFoundError: No such path, or a layout that no reader knows.
         DataError: The data set cannot be read, or its reader has no such option.
     """
+    if str(path).startswith(HUB_PREFIX):
+        _check_options(HuggingFaceSource, path, options)
+        return HuggingFaceSource(path, problems=problems, **options)
     path = Path(path).expanduser()
     if not path.exists():
         raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")
@@ -49,7 +53,7 @@ def open_source(path: str | Path, *, problems: list[Problem] | None = None, **op
     )
 
 
-def _check_options(reader: type[Source], path: Path, options: dict[str, Any]) -> None:
+def _check_options(reader: type[Source], path: str | Path, options: dict[str, Any]) -> None:
     known = inspect.signature(reader).parameters.keys() - {"path", "problems"}
     unknown = [name for name in options if name not in known]
     if unknown:

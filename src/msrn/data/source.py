@@ -1,5 +1,6 @@
 """What every reader of labelled images offers: named labels, named splits, paths and targets."""
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,27 @@ SPLIT_OF_NAME = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """What people call the splits, in lower case."""
+
+
+def folders_of_splits(path: Path) -> list[Path]:
+    """The folders in a folder that are named after splits, sorted by name; none where there is no such folder."""
+    if not path.is_dir():
+        return []
+    return sorted(folder for folder in path.iterdir() if folder.name.lower() in SPLIT_OF_NAME and folder.is_dir())
+
+
+def split_of_shard(file: Path, root: Path) -> str:
+    """The split that one of several files tells by its folder below `root` or its name; train where neither does.
+
+    Example:
+        >>> split_of_shard(Path("set/validation-00000-of-00002.parquet"), Path("set"))
+        'val'
+        >>> split_of_shard(Path("set/test/0001.tar"), Path("set")), split_of_shard(Path("set/0001.tar"), Path("set"))
+        ('test', 'train')
+    """
+    first_word = re.split(r"[^a-z]", file.name.lower(), maxsplit=1)[0]
+    folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
+    return next((SPLIT_OF_NAME[name] for name in (*folders, first_word) if name in SPLIT_OF_NAME), "train")
 
 
 @dataclass(frozen=True)

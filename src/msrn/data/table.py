@@ -14,7 +14,7 @@ import numpy as np
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, is_plain, shown
 from msrn.data.packed import PackedImage, TarMember
 from msrn.data.records import SUFFIXES, read_records
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path")
@@ -45,8 +45,7 @@ def find_tables(path: Path) -> dict[str | None, Path]:
     if named is not None or files:
         table = named or (files[0] if len(files) == 1 else None)
         return {None: table} if table else {}
-    folders = [folder for folder in path.iterdir() if folder.name.lower() in SPLIT_OF_NAME and folder.is_dir()]
-    of_folder = [(folder.name, _named(_tables_in(folder))) for folder in sorted(folders)]
+    of_folder = [(folder.name, _named(_tables_in(folder))) for folder in folders_of_splits(path)]
     return _by_split(path, [(name, table) for name, table in of_folder if table])
 
 

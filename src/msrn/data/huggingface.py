@@ -1,0 +1,359 @@
+"""Data sets of the Hugging Face library `datasets`: saved folders, Parquet files that hold images, names on the hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msrn.data.cells import BYTE_OF_CELL, LabelCells, cell_text, shown
+from msrn.data.packed import PackedImage
+from msrn.data.records import import_parquet
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits, split_of_shard
+from msrn.data.table import LABEL_COLUMNS
+from msrn.errors import DataError, MissingDependencyError, MSRNError, SourceNotFoundError
+
+HUB_PREFIX = "hf:"
+"""Before the name of a data set on the hub, where a path is expected."""
+
+_LABEL_COLUMNS = (*LABEL_COLUMNS, "objects")
+_LABELS_OF_OBJECTS = ("category", "categories", *LABEL_COLUMNS)
+_NUM_SHOWN = 5
+
+
+def find_parquet(path: Path) -> list[Path]:
+    """The Parquet files at `path` if they hold images.
+
+    That is the file itself, or those in the folder, in its folder `data`, or in its folders named after splits.
+
+    Raises:
+        DataError: A file is no Parquet.
+    """
+    if path.is_file():
+        files = [path] if path.suffix.lower() == ".parquet" else []
+    else:
+        of_folders = sorted(file for folder in folders_of_splits(path) for file in folder.glob("*.parquet"))
+        files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")) or of_folders
+    return files if files and _holds_images(files[0]) else []
+
+
+def _holds_images(file: Path) -> bool:
+    try:
+        pyarrow, parquet = import_parquet(file)
+    except MissingDependencyError:
+        return False  # left to the reader of tables, which says so
+    try:
+        schema = parquet.read_schema(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file}: no whole Parquet file ({error}). Write or copy it again.") from error
+    return any(_is_image_struct(pyarrow, field.type) for field in schema)
+
+
+def _is_image_struct(pyarrow: Any, kind: Any) -> bool:
+    return pyarrow.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
+class DatasetImage(PackedImage):
+    """An image in a row of a `datasets.Dataset`, whose file is mapped into memory and read when the image is.
+
+    Args:
+        root: Where the data set was found, or its name on the hub.
+        split: The split's name, for the path.
+        dataset: The split's column of images, undecoded.
+        row: Row of the image, from 0.
+    """
+
+    __slots__ = ("dataset", "root", "row", "split")
+
+    def __init__(self, root: str, split: str, dataset: Any, row: int) -> None:
+        self.root = root
+        self.split = split
+        self.dataset = dataset
+        self.row = row
+
+    def __fspath__(self) -> str:
+        return f"{self.root}/{self.split}/{self.row}"
+
+    def read_bytes(self) -> bytes:
+        """The image file's content.
+
+        Raises:
+            OSError: The row holds no image, or names a file that cannot be read.
+        """
+        (image,) = self.dataset[self.row].values()
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            raise OSError(f"row {self.row + 1} holds no image")
+        content: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        return content
+
+    def is_file(self) -> bool:
+        """Whether the data set is there."""
+        return self.root.startswith(HUB_PREFIX) or Path(self.root).exists()
+
+
+class HuggingFaceSource(Source):
+    """A data set of the library `datasets` with a column of images.
+
+    Labels stand in a column (`labels`, `label`, `tags`, or the categories of `objects`) of names, numbers or class labels,
+    one or a list of them, or in one column a label: those of bool, and those of whole numbers that are all 1, 0 or -1. A
+    null is unknown, an empty list says that nothing is present. Splits are those of the data set; "validation" is val.
+    Images are neither decoded nor loaded when it is opened. Code that comes with a data set is never run.
+
+    Args:
+        path: A folder of `save_to_disk`; a Parquet file with images, or a folder of them (`data/train-00000-of-00001.parquet`),
+            which `datasets` copies to its cache; or `hf:owner/name` for a data set on the hub.
+        path_column: Column of the images, if there are several.
+        label_column: Column of the labels, if it has another name.
+        label_separator: What stands between two labels of a text; lists need none.
+        label_names: The labels to read, in this order: of one column a label these columns; other labels of a label column
+            are an error.
+        group_column: Column that says which images belong together; see `groups`.
+
+    Raises:
+        SourceNotFoundError: No such data set.
+        DataError: A data set without images or labels, or one that cannot be read.
+        MissingDependencyError: `datasets` is not installed.
+    """
+
+    layout = "a Hugging Face data set"
+    recognised_by = "a folder of save_to_disk, or .parquet with a column of images"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        label_separator: str | None = None,
+        label_names: Sequence[str] | None = None,
+        group_column: str | None = None,
+        problems: list[Problem] | None = None,
+    ) -> None:
+        self.problems = problems
+        self.root = Path(path).expanduser()
+        by_split = self._name_splits(_load(str(path)))
+        self.splits = tuple(split for split in SPLITS if split in by_split)
+        if not self.splits:
+            raise SourceNotFoundError(f"{path} has none of the splits train, val and test. Rename its splits.")
+        features = by_split[self.splits[0]].features
+        missing = [name for name in (path_column, label_column, group_column) if name and name not in features]
+        if missing:
+            raise DataError(f"{path}: no column '{missing[0]}', only: {', '.join(features)}. Choose one of these.")
+
+        image_column = self._find_image_column(features, path_column)
+        self._images = {split: _undecoded(dataset, image_column) for split, dataset in by_split.items()}
+        self._group_column = group_column
+        self._columns: dict[str, dict[str, list[Any]]] = {}
+        label_column = label_column or next((name for name in _LABEL_COLUMNS if name in features), None)
+        self.names_every_label = label_column is not None
+        candidates = [label_column] if label_column else self._columns_of_labels(features, label_names)
+        for split, dataset in by_split.items():
+            names = [*candidates, *([group_column] if group_column else [])]
+            values = dataset.with_format("arrow").select_columns(names)[:] if names else {}
+            self._columns[split] = {name: values[name].to_pylist() for name in names}
+
+        if label_column:
+            self._read_label_cells(label_column, features[label_column], label_separator, label_names)
+        else:
+            self._read_label_columns(candidates, features, label_names)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a path is a folder of `save_to_disk`, or Parquet with a column of images."""
+        return _is_saved(path) or bool(find_parquet(path))
+
+    def where(self, split: str, index: int) -> tuple[Path | None, int | None]:
+        """The data set, and the image's row in its split, counted from 1."""
+        return self.root, index + 1
+
+    def groups(self, split: str) -> tuple[str, ...] | None:
+        """What `group_column` says of each image of a split, blank where it is null; None without that option."""
+        if self._group_column is None:
+            return None
+        return tuple(map(cell_text, self._columns[split][self._group_column]))
+
+    def _name_splits(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        by_split: dict[str, Any] = {}
+        for name, dataset in loaded.items():
+            split = SPLIT_OF_NAME.get(name.lower())
+            if split is None or split in by_split:
+                expected = "one split each of train, val and test"
+                message = f"{self.root}: expected {expected}, got '{name}'. Rename it, or leave it out."
+                self._report("unknown split", message, file=self.root)
+            else:
+                by_split[split] = dataset
+        return by_split
+
+    def _find_image_column(self, features: Any, asked: str | None) -> str:
+        names = [name for name, feature in features.items() if _is_image(feature)]
+        if not names or (asked is not None and asked not in names):
+            raise DataError(
+                f"{self.root}: expected a column of images, got {asked or ', '.join(features)}. Cast it to datasets.Image, "
+                "or export a table of paths and labels instead."
+            )
+        if len(names) > 1 and asked is None:
+            self.notes += (f"Images are those of the column '{names[0]}'; {', '.join(names[1:])} were passed over.",)
+        return asked or names[0]
+
+    def _columns_of_labels(self, features: Any, label_names: Sequence[str] | None) -> list[str]:
+        """The columns that may be one label each."""
+        missing = [name for name in label_names or () if name not in features]
+        if missing:
+            raise DataError(
+                f"{self.root}: no column for {len(missing)} of label_names: {', '.join(missing[:_NUM_SHOWN])}; the columns "
+                f"are {', '.join(features)}. Correct the names, or pass label_column."
+            )
+        if label_names is not None:
+            return list(label_names)
+        is_number = ("bool", "int", "uint", "float")
+        return [
+            name
+            for name, feature in features.items()
+            if name != self._group_column and str(getattr(feature, "dtype", "")).startswith(is_number)
+        ]
+
+    def _read_label_columns(self, candidates: list[str], features: Any, label_names: Sequence[str] | None) -> None:
+        """One column a label: those whose values all are known, unless `label_names` says which ones are labels."""
+        values: dict[str, dict[str, list[int | None]]] = {
+            split: {name: [BYTE_OF_CELL.get(cell_text(value)) for value in columns[name]] for name in candidates}
+            for split, columns in self._columns.items()
+        }
+        for split, columns in values.items() if label_names else ():
+            for name in candidates:
+                for row in [row for row, byte in enumerate(columns[name]) if byte is None]:
+                    message = (
+                        f"{self.root}: split '{split}', row {row + 1}, column '{name}': expected 1, 0, or null for unknown, "
+                        f"got '{shown(cell_text(self._columns[split][name][row]))}'. Correct the value."
+                    )
+                    self._report("bad value", message, file=self.root, line=row + 1)
+        names = [
+            name for name in candidates if label_names or all(None not in columns[name] for columns in values.values())
+        ]
+        if not names:
+            raise DataError(
+                f"{self.root}: expected a column of labels ({', '.join(_LABEL_COLUMNS)}), or one column a label with 1, 0 "
+                f"or null, got {', '.join(features)}. Pass label_column."
+            )
+        passed_over = [name for name in features if name not in names and not _is_image(features[name])]
+        if passed_over:
+            self.notes += (f"Columns that were not taken for labels: {', '.join(passed_over)}.",)
+        self.label_names = tuple(names)
+        self._target = {
+            split: np.array(
+                [[255 if byte is None else byte for byte in columns[name]] for name in names], dtype=np.uint8
+            )
+            for split, columns in values.items()
+        }
+        self._target = {split: target.T.astype(np.int8, order="C") for split, target in self._target.items()}
+
+    def _read_label_cells(
+        self, column: str, feature: Any, separator: str | None, label_names: Sequence[str] | None
+    ) -> None:
+        """One column of labels."""
+        cells = {
+            split: [cell_text(_labels_in(value, feature)) for value in columns[column]]
+            for split, columns in self._columns.items()
+        }
+        parsed = LabelCells((cell for of_split in cells.values() for cell in of_split), separator)
+        self.label_names = tuple(label_names or _class_names(feature) or parsed.label_names)
+        if not self.label_names:
+            raise DataError(
+                f"{self.root}: the column '{column}' names no label. Fill it, or pass another label_column."
+            )
+        unknown = set(parsed.label_names).difference(self.label_names)
+        for split, of_split in cells.items():
+            for row, cell in enumerate(of_split if unknown or parsed.bad_cells else (), start=1):
+                at = f"{self.root}: split '{split}', row {row}"
+                if cell in parsed.bad_cells:
+                    message = (
+                        f"{at}: expected labels in column '{column}', got {shown(cell)}. Pass another label_column."
+                    )
+                    self._report("bad value", message, file=self.root, line=row)
+                for label in unknown.intersection(parsed.labels_of_cell[cell] or ()):
+                    message = f"{at}: label '{label}' is not in label_names. Correct it, or add it."
+                    self._report("unknown label", message, file=self.root, line=row)
+        self._target = {split: parsed.target(of_split, self.label_names) for split, of_split in cells.items()}
+
+    def _read(self, split: str) -> LabelledImages:
+        dataset = self._images[split]
+        images = tuple(DatasetImage(str(self.root), split, dataset, row) for row in range(len(dataset)))
+        return LabelledImages(images, self._target[split].copy(), self.label_names, split)
+
+
+def _is_saved(path: Path) -> bool:
+    is_dataset = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    return is_dataset or (path / "dataset_dict.json").is_file()
+
+
+def _load(path: str) -> dict[str, Any]:
+    """The data set's splits by the names they have."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} is {HuggingFaceSource.layout}, which needs datasets: pip install 'msrn[data]'."
+        ) from error
+    folder = Path(path).expanduser()
+    try:
+        if path.startswith(HUB_PREFIX):
+            loaded = datasets.load_dataset(path.removeprefix(HUB_PREFIX))
+        elif _is_saved(folder):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            files: dict[str, list[str]] = {}
+            for file in find_parquet(folder):
+                split = split_of_shard(file, folder if folder.is_dir() else folder.parent)
+                files.setdefault(split, []).append(str(file))
+            if not files:
+                raise SourceNotFoundError(
+                    f"{path} is no Hugging Face data set: expected a folder of save_to_disk, or Parquet files with a column "
+                    "of images. Pass one of these, or hf:owner/name."
+                )
+            loaded = datasets.load_dataset("parquet", data_files=files)
+    except MSRNError:
+        raise
+    except Exception as error:  # the library raises its own, the hub's, those of Arrow and of the network
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if path.startswith(HUB_PREFIX):
+            raise DataError(
+                f"{path} cannot be loaded from the Hugging Face hub ({reason}). Where there is a network, save it with "
+                "datasets.load_dataset(...).save_to_disk(folder), and pass that folder, or pass its Parquet files."
+            ) from error
+        raise DataError(f"{path} cannot be loaded ({reason}). Save or download it again.") from error
+    return dict(loaded) if isinstance(loaded, dict) else {SPLIT_OF_NAME.get(str(loaded.split), "train"): loaded}
+
+
+def _is_image(feature: Any) -> bool:
+    """Whether a feature is `datasets.Image`, or what Parquet stores of one."""
+    return type(feature).__name__ == "Image" or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
+
+
+def _undecoded(dataset: Any, column: str) -> Any:
+    import datasets
+
+    # A format that was saved with the data set would turn images into tensors.
+    return dataset.with_format(None).select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _labels_in(value: Any, feature: Any) -> Any:
+    """A value of a label column with class numbers as lists of their name, and objects as the list of their categories."""
+    if value is None:
+        return None
+    if isinstance(feature, dict):
+        key = next((key for key in _LABELS_OF_OBJECTS if key in feature), None)
+        return value if key is None else _labels_in(value[key], feature[key])
+    if hasattr(feature, "feature"):
+        labels = [_labels_in(item, feature.feature) for item in value]
+        return [label for of_item in labels for label in (of_item if isinstance(of_item, list) else [of_item])]
+    if hasattr(feature, "int2str"):
+        return [feature.int2str(value)] if value >= 0 else None
+    return value
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """All names of a class label, whatever it lies in; empty for other features."""
+    if isinstance(feature, dict):
+        return next((_class_names(feature[key]) for key in _LABELS_OF_OBJECTS if key in feature), ())
+    return (
+        _class_names(feature.feature) if hasattr(feature, "feature") else tuple(getattr(feature, "names", None) or ())
+    )
