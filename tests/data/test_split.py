@@ -6,9 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msrn.data.open import open_source
 from msrn.data.source import LabelledImages
-from msrn.data.split import check_disjoint, check_files, hold_out, split_hash
+from msrn.data.split import (
+    check_disjoint,
+    check_files,
+    check_groups_apart,
+    hold_out,
+    plan_split,
+    split_hash,
+    split_images,
+)
 from msrn.errors import DataError, EmptySplitError
+
+VOC = Path(__file__).parents[2].parent / "shared" / "voc2007" / "VOCdevkit"
 
 
 def make_images(target: np.ndarray, *, folder: str = "photos", split: str = "train") -> LabelledImages:
@@ -128,3 +139,105 @@ def test_missing_files_are_named_with_their_number(tmp_path):
     check_files(images.take([0]))
     with pytest.raises(DataError, match=r"2 images are missing: .*gone\.png, .*lost\.png\. Put"):
         check_files(images)
+
+
+THREE = {"train": 0.7, "val": 0.2, "test": 0.1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_images=st.integers(3, 80),
+    fractions=st.sampled_from(
+        [THREE, {"train": 0.5, "test": 0.5}, {"train": 1.0}, {"train": 0.998, "val": 0.001, "test": 0.001}]
+    ),
+)
+def test_every_image_is_in_exactly_one_part_of_its_size(
+    seed: int, num_images: int, fractions: dict[str, float]
+) -> None:
+    images = random_images(seed, num_images, 4)
+    parts = split_images(images, fractions, seed=seed)
+    assert list(parts) == list(fractions)
+    assert sorted(path for part in parts.values() for path in part.paths) == sorted(images.paths)
+    for name, part in parts.items():
+        wanted = fractions[name] * num_images
+        assert len(part) in {int(wanted), int(wanted) + 1} or len(part) == 1 or min(fractions.values()) * num_images < 1
+        assert len(part) >= 1
+        assert part.split == name
+        rows = [images.paths.index(path) for path in part.paths]
+        assert rows == sorted(rows)
+        np.testing.assert_array_equal(part.target, images.target[rows])
+    again = split_images(images, fractions, seed=seed)
+    assert [part.paths for part in again.values()] == [part.paths for part in parts.values()]
+
+
+def test_the_largest_remainder_gets_the_image_that_is_left() -> None:
+    parts = split_images(random_images(0, 14, 3), {"train": 0.6, "val": 0.24, "test": 0.16}, seed=0)  # 8.4, 3.36, 2.24
+    assert [len(part) for part in parts.values()] == [9, 3, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), num_images=st.integers(20, 80))
+def test_groups_are_never_cut(seed: int, num_images: int) -> None:
+    images = random_images(seed, num_images, 4)
+    drawn = np.random.default_rng(seed).integers(0, num_images // 3, num_images)
+    groups = [f"scene {i}" if i else "" for i in drawn]
+    group_of = dict(zip(images.paths, groups, strict=True))
+    parts = split_images(images, THREE, seed=seed, groups=groups)
+    assert sorted(path for part in parts.values() for path in part.paths) == sorted(images.paths)
+    check_groups_apart({name: [group_of[path] for path in part.paths] for name, part in parts.items()})
+
+
+def test_groups_of_one_are_as_no_groups() -> None:
+    images = random_images(0, 60, 4)
+    ungrouped = split_images(images, THREE, seed=3)
+    for groups in ([""] * 60, [str(i) for i in range(60)]):
+        parts = split_images(images, THREE, seed=3, groups=groups)
+        assert [part.paths for part in parts.values()] == [part.paths for part in ungrouped.values()]
+
+
+def test_a_plan_tells_what_is_missing_and_how_far_off_it_is() -> None:
+    target = np.zeros((100, 2), dtype=np.int8)
+    target[0, 0] = target[::2, 1] = 1
+    plan = plan_split(make_images(target), {"train": 0.8, "val": 0.1, "test": 0.1}, seed=0)
+    assert plan.missing_labels() == {"train": {}, "val": {"label 0": 1}, "test": {"label 0": 1}}
+    found, random = plan.deviations(), plan.random_deviations(seed=0)
+    assert list(found) == list(random) == ["train", "val", "test", "all"]
+    assert found["all"].largest_share == 0
+    assert found["all"].largest_count == pytest.approx(0.2)
+    assert random["all"].largest_share > 0.01
+    assert random == plan.random_deviations(seed=0) != plan.random_deviations(seed=1)
+
+
+@pytest.mark.parametrize("fractions", [{}, {"train": 0.5}, {"train": 1.0, "val": 0.0}, {"train": 1.2, "val": -0.2}])
+def test_fractions_must_add_up(fractions: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="fractions must be above 0 and add up to 1, got"):
+        split_images(random_images(0, 9, 2), fractions, seed=0)
+
+
+def test_too_few_images_or_groups() -> None:
+    images = random_images(0, 9, 2)
+    with pytest.raises(EmptySplitError, match="holds 2 images, expected at least one for each of train, val, test"):
+        split_images(images.take([0, 1]), THREE, seed=0)
+    with pytest.raises(EmptySplitError, match="holds 2 groups of images, expected at least one"):
+        split_images(images, THREE, seed=0, groups=["a", "b", "a", "a", "b", "a", "a", "a", "b"])
+    with pytest.raises(ValueError, match="one group an image, got 1 for 9 images"):
+        split_images(images, THREE, seed=0, groups=["a"])
+
+
+def test_groups_in_two_splits_are_named() -> None:
+    check_groups_apart({"train": ["a", "", "a"], "test": ["b", ""]})
+    with pytest.raises(DataError, match=r"1 are in two: b \(train and test\)\. Split all images anew"):
+        check_groups_apart({"train": ["a", "b"], "test": ["b", "c", "b"]})
+
+
+@pytest.mark.skipif(not VOC.exists(), reason="needs VOC 2007 in shared/")
+def test_voc_comes_as_near_as_whole_images_do() -> None:
+    source = open_source(VOC)
+    parts = [source.read(split) for split in ("train", "val")]
+    target = np.concatenate([part.target for part in parts])
+    images = LabelledImages(parts[0].paths + parts[1].paths, target, source.label_names, "train")
+    plan = plan_split(images, {"train": 0.8, "val": 0.1, "test": 0.1}, seed=0)
+    found, random = plan.deviations()["all"], plan.random_deviations(seed=0)["all"]
+    assert found.largest_count < 1
+    assert found.largest_share < 0.01 < 0.04 < random.largest_share
