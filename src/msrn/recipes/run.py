@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from msrn.data.mixing import BatchMixing
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import DataError, ModelError, RecipeError, TrainingError
 from msrn.files import write_json, write_text
-from msrn.labels import LabelGraph, vectors_from_co_occurrence
+from msrn.labels import CountedGraph, EdgeRule, LabelGraph, read_graph, read_vectors, vectors_from_co_occurrence
 from msrn.labels.pickles import read_published_vectors
 from msrn.models import MSRN, PooledClassifier, build_model, count_parameters, use_channels_last
 from msrn.predict import Predictor, evaluate
@@ -76,10 +77,15 @@ class Splits:
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in parts.items() if images is not None}
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The hash of each split that exists, by its use."""
+        return {name: split_hash(images) for name, images in self.named().items()}
+
     def record(self) -> dict[str, dict[str, Any]]:
         """What a run writes down about its splits: name in the source, number of images and hash."""
         return {
-            name: {"split": images.split, "images": len(images), "sha256": split_hash(images)}
+            name: {"split": images.split, "images": len(images), "sha256": self.hashes[name]}
             for name, images in self.named().items()
         }
 
@@ -237,8 +243,9 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
     splits = read_splits(recipe, console)
     settings = TrainerSettings(**recipe.trainer.model_dump())
     free_bytes = free_memory_bytes(training_device_type(settings))
-    model, label_graph = _build_model(recipe, splits, read_weights=False)
-    _describe(recipe, splits, model, label_graph, console)
+    graph = _label_graph(recipe, splits)
+    model = _build_model(recipe, graph.label_graph, read_weights=False)
+    _describe(recipe, splits, model, graph, console)
     module = _build_module(recipe, splits, model)
     num_images = len(splits.train)
 
@@ -255,7 +262,8 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
 
 
 def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | None) -> RunResult:
-    model, label_graph = _build_model(recipe, splits)
+    graph = _label_graph(recipe, splits)
+    model = _build_model(recipe, graph.label_graph)
     record = splits.record()
     has_checkpoint = _has_checkpoint(run_dir)
     if has_checkpoint:
@@ -266,7 +274,7 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         paths = [Path(path) for path in splits.val.paths]
         root = Path(os.path.commonpath([path.parent for path in paths]))
         write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in paths))
-    _describe(recipe, splits, model, label_graph, console)
+    _describe(recipe, splits, model, graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     transform = TrainTransform(preprocessing, **recipe.data.augmentation())
     loader: dict[str, Any] = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
@@ -289,16 +297,24 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         "train_seconds": round(result.seconds, 1),
         "parameters": count_parameters(model),
         "splits": record,
+        "label_graph": {
+            "rule": graph.label_graph.rule,
+            "edges": graph.label_graph.num_edges,
+            "split": graph.split,
+            "images": graph.num_images,
+            "split_sha256": graph.split_sha256,
+        },
         "recipe": recipe.model_dump(mode="json"),
     }
     # A bundle is shared: no path of this machine goes into it.
     if recipe.model.weights is not None:
         training["recipe"]["model"]["weights"] = Path(recipe.model.weights).name
-    if recipe.labels.vectors is not None:
-        training["recipe"]["labels"]["vectors"] = Path(recipe.labels.vectors).name
+    for key, path in (("graph", recipe.labels.graph), ("vectors", recipe.labels.vectors)):
+        if path is not None:
+            training["recipe"]["labels"][key] = Path(path).name
     training["recipe"]["data"]["root"] = Path(recipe.data.root).name
     architecture = recipe.model.architecture()
-    bundle = Bundle(model.eval(), label_graph, architecture, preprocessing, training=training)
+    bundle = Bundle(model.eval(), graph.label_graph, architecture, preprocessing, training=training)
     bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)
     test = None
     if splits.test is not None:
@@ -311,14 +327,25 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
 
 
-def _build_model(
-    recipe: Recipe, splits: Splits, *, read_weights: bool = True
-) -> tuple[MSRN | PooledClassifier, LabelGraph]:
-    """The model as training starts with it, and the label graph of the training images."""
+def _label_graph(recipe: Recipe, splits: Splits) -> CountedGraph:
+    """The label graph that the recipe names, or that of the training images."""
+    labels, train = recipe.labels, splits.train
+    if labels.graph is None:
+        rule = EdgeRule(labels.rule, labels.threshold, labels.top_k, labels.significance)
+        label_graph = LabelGraph.from_target(torch.from_numpy(train.target), train.label_names, rule=rule)
+        return CountedGraph(label_graph, len(train), train.split, splits.hashes["train"])
+    graph = read_graph(labels.graph)
+    if graph.split_sha256 is not None and graph.split_sha256 == splits.hashes.get("test"):
+        raise DataError(
+            f"{labels.graph} was counted on the test images of this run, so that it knows their labels. "
+            "Count it on training images: msrn labels graph DATA --json FILE."
+        )
+    return replace(graph, label_graph=graph.label_graph.reorder(train.label_names))
+
+
+def _build_model(recipe: Recipe, label_graph: LabelGraph, *, read_weights: bool = True) -> MSRN | PooledClassifier:
+    """The model as training starts with it."""
     torch.manual_seed(recipe.trainer.seed)
-    label_graph = LabelGraph.from_target(
-        torch.from_numpy(splits.train.target), splits.train.label_names, threshold=recipe.labels.threshold
-    )
     vectors = _word_vectors(recipe, label_graph)
     options = recipe.model.architecture()
     weights = recipe.model.weights
@@ -328,7 +355,7 @@ def _build_model(
         raise ModelError(f"no weights file {weights}. Give an existing file as model.weights, or leave it out.")
     model = build_model(options, label_graph, vectors)
     use_channels_last(model)
-    return model, label_graph
+    return model
 
 
 def _build_module(recipe: Recipe, splits: Splits, model: MSRN | PooledClassifier) -> MSRNModule:
@@ -350,10 +377,11 @@ def _describe(
     recipe: Recipe,
     splits: Splits,
     model: MSRN | PooledClassifier,
-    label_graph: LabelGraph,
+    graph: CountedGraph,
     console: Console | None,
 ) -> None:
     """Print what is trained on what."""
+    label_graph = graph.label_graph
     if console is not None:
         console.print(
             f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
@@ -362,12 +390,28 @@ def _describe(
             highlight=False,
             markup=False,
         )
+        if recipe.labels.graph is not None:
+            is_same = graph.split_sha256 == splits.hashes["train"]
+            console.print(
+                f"label graph from {recipe.labels.graph}, {label_graph.rule}, counted on {graph.num_images or 'unknown'} images"
+                f" ({graph.split or 'unknown split'}), {'those' if is_same else 'not the very ones'} that are trained on",
+                highlight=False,
+                markup=False,
+            )
 
 
 def _word_vectors(recipe: Recipe, label_graph: LabelGraph) -> Float[Tensor, "L E"]:
     path = recipe.labels.vectors
     if path is None:
         return vectors_from_co_occurrence(label_graph, dim=recipe.labels.vector_dim)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".safetensors":
+        return read_vectors(path).of(label_graph.label_names)
+    if suffix in (".txt", ".vec", ".bin", ".gz"):
+        raise DataError(
+            f"{path} is a file of many words, labels.vectors takes one vector a label. "
+            f"Make them: msrn labels vectors DATA --from {path} --out vectors.safetensors."
+        )
     vectors = read_published_vectors(path)
     if len(vectors) != label_graph.num_labels:
         raise DataError(

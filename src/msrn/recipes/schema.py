@@ -100,12 +100,23 @@ class DataRecipe(Section):
 class LabelsRecipe(Section):
     """The label graph and the word vectors."""
 
+    graph: str | None = Field(
+        None,
+        description="JSON of `msrn labels graph`, which brings its own edges; by default counted on the training images.",
+    )
+    rule: Literal["threshold", "top-k", "lift"] = Field(
+        "threshold",
+        description="Which labels have an edge: P(j | i) >= threshold, the top_k likeliest, or those together beyond chance.",
+    )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         0.4, description="Label j follows label i when P(j | i) >= threshold."
     )
+    top_k: PositiveInt = Field(3, description="Edges from each label, by the rule top-k.")
+    significance: Fraction = Field(0.01, description="Share of edges that may be false, by the rule lift.")
     vectors: str | None = Field(
         None,
-        description="Word vectors, one row a label: a pickle of ML-GCN or MSRN; made from co-occurrence by default.",
+        description="Word vectors: a file of `msrn labels vectors`, or a pickle of ML-GCN or MSRN with a row a label; "
+        "made from co-occurrence by default.",
     )
     vector_dim: PositiveInt = Field(300, description="Greatest width of the vectors made from co-occurrence.")
 
