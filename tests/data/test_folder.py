@@ -71,7 +71,9 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     assert [path.name for path in source.read("train").paths] == ["1.jpg", "3.jpg"]
 
 
-@pytest.mark.parametrize(("folder", "name"), [("all", "stray.jpg"), ("train", "train/stray.jpg")])
+@pytest.mark.parametrize(
+    ("folder", "name"), [("all", "stray.jpg"), ("train", "train/stray.jpg"), ("train", "stray.jpg")]
+)
 def test_image_in_no_folder(tmp_path: Path, folder: str, name: str) -> None:
     make(tmp_path, f"{folder}/cat/1.jpg", f"{folder}/dog/2.jpg", name)
     with pytest.raises(

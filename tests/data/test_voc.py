@@ -122,7 +122,7 @@ def test_both_years_ask_for_one(voc: Path) -> None:
     devkit = voc / "VOCdevkit"
     (devkit / "VOC2012/ImageSets/Main").mkdir(parents=True)
     assert VOCSource.recognises(voc)
-    with pytest.raises(DataError, match=r"more than one year .* Pass the folder of the year: .*VOC2007 or .*VOC2012\."):
+    with pytest.raises(DataError, match=r"2 folders of PASCAL VOC: .* Pass the one to read: .*VOC2007 or .*VOC2012\."):
         VOCSource(devkit)
     assert VOCSource(devkit / "VOC2007").splits == ("train", "test")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from msrn.data.folder import FolderSource, split_folders, subfolders
+from msrn.data.folder import FolderSource, has_split_folders, subfolders
 from msrn.data.source import LabelledImages, Problem, Source
 from msrn.errors import SourceNotFoundError
 
@@ -55,7 +55,8 @@ class ApparelSource(Source):
         """Whether all folders, two or more, are named after a colour and an item, perhaps below splits."""
         if not path.is_dir():
             return False
-        names = {folder.name for parents in split_folders(path).values() for at in parents for folder in subfolders(at)}
+        parents = subfolders(path) if has_split_folders(path) else [path]
+        names = {folder.name for parent in parents for folder in subfolders(parent)}
         return len(names) >= 2 and all(map(_is_colour_and_item, names))
 
     def _read(self, split: str) -> LabelledImages:

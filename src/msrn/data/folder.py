@@ -16,17 +16,10 @@ _TELLS_LABELS = frozenset({".csv", ".json", ".jsonl", ".parquet", ".tar", ".tsv"
 _NUM_LOOKED_AT = 1000
 
 
-def split_folders(root: Path) -> dict[str, list[Path]]:
-    """The folders of each split: those that are named after splits, if all in `root` are; else `root` is all train."""
+def has_split_folders(root: Path) -> bool:
+    """Whether all folders in `root` are named after splits."""
     folders = subfolders(root)
-    splits = [SPLIT_OF_NAME.get(folder.name.lower()) for folder in folders]
-    if not folders or None in splits:
-        return {"train": [root]}
-    return {
-        split: [folder for folder, of_folder in zip(folders, splits, strict=True) if of_folder == split]
-        for split in SPLITS
-        if split in splits
-    }
+    return bool(folders) and all(folder.name.lower() in SPLIT_OF_NAME for folder in folders)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -34,27 +27,12 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and _is_shown(path.name))
 
 
-def walk_images(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Every image below `folder`, and the names of the folders on its way from there; in the order of the paths."""
-    start = len(folder.parts)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if _is_shown(name))
-        parts = Path(parent).parts[start:]
-        for name in sorted(names):
-            if _is_shown(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-                yield Path(parent, name), parts
-
-
-def _is_shown(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
 class FolderSource(Source):
     """Images in folders named after labels: an image has the names of all folders on its way from the root.
 
     So `outdoor/beach/1.jpg` has the labels outdoor and beach, and every other label is absent. Labels are sorted by name.
     Where all folders in the root are named after splits (train, val or validation, test), they are the splits;
-    otherwise all is train. Hidden files and folders are passed over.
+    otherwise all is train. Hidden files and folders are passed over, links to folders are not followed.
 
     Args:
         path: The root.
@@ -66,7 +44,7 @@ class FolderSource(Source):
     """
 
     layout = "a folder tree"
-    recognised_by = "images in folders named after labels"
+    recognised_by = "images in folders named after labels, no table or JSON beside the folders"
     names_every_label = True
 
     def __init__(
@@ -81,10 +59,7 @@ class FolderSource(Source):
         self.root = path
         self._images: dict[str, list[Path]] = {}
         self._labels: dict[str, list[frozenset[str]]] = {}
-        for split, folders in split_folders(path).items():
-            self._images[split], self._labels[split] = [], []
-            for folder in folders:
-                self._walk(folder, split, label_separator)
+        self._walk(has_split_folders(path), label_separator)
         self.splits = tuple(split for split in SPLITS if split in self._images)
         self.label_names = tuple(sorted(set().union(*(labels for of in self._labels.values() for labels in of))))
         if len(self.label_names) < 2:
@@ -101,25 +76,30 @@ class FolderSource(Source):
             return False
         # Not every file of a tree that is no data set at all: a home folder, or a whole disk.
         return any(
-            os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+            _is_image(name)
             for folder in subfolders(path)
-            for name in islice(_names_below(folder), _NUM_LOOKED_AT)
+            for name in islice((name for _, names in _folders_below(folder) for name in names), _NUM_LOOKED_AT)
         )
 
-    def _walk(self, folder: Path, split: str, separator: str | None) -> None:
-        labels_of_parts: dict[tuple[str, ...], frozenset[str]] = {}
-        for image, parts in walk_images(folder):
-            if parts not in labels_of_parts:
-                labels_of_parts[parts] = frozenset(_labels_in(parts, separator))
-            if labels_of_parts[parts]:
-                self._images[split].append(image)
-                self._labels[split].append(labels_of_parts[parts])
-            else:
+    def _walk(self, has_splits: bool, separator: str | None) -> None:
+        start = len(self.root.parts)
+        for parent, names in _folders_below(self.root):
+            images = sorted(name for name in names if _is_image(name))
+            parts = parent.parts[start:]
+            split = "train"
+            if has_splits and parts:
+                split, parts = SPLIT_OF_NAME[parts[0].lower()], parts[1:]
+            labels = frozenset(_labels_in(parts, separator))
+            if labels and images:
+                self._images.setdefault(split, []).extend(parent / name for name in images)
+                self._labels.setdefault(split, []).extend([labels] * len(images))
+                continue
+            for name in images:
                 self._report(
                     "image in no folder",
-                    f"{image}: expected it in a folder named after its label, such as {folder / 'cat' / image.name}. "
+                    f"{parent / name}: expected it in a folder named after its label, such as {parent / 'cat' / name}. "
                     "Move it into one, or out of the data set.",
-                    file=image,
+                    file=parent / name,
                 )
 
     def _read(self, split: str) -> LabelledImages:
@@ -136,7 +116,16 @@ def _labels_in(parts: tuple[str, ...], separator: str | None) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def _names_below(folder: Path) -> Iterator[str]:
-    for _, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if _is_shown(name))
-        yield from (name for name in names if _is_shown(name))
+def _folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The root and every folder below it that is not hidden, with the names of its files; sorted from the top down."""
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(filter(_is_shown, folders))
+        yield Path(parent), names
+
+
+def _is_image(name: str) -> bool:
+    return _is_shown(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"

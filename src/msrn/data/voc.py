@@ -46,7 +46,7 @@ class VOCSource(Source):
 
     Raises:
         SourceNotFoundError: No such folder, or no lists in it.
-        DataError: Both years are there.
+        DataError: Both years are there, or a folder twice.
 
     Source: http://host.robots.ox.ac.uk/pascal/VOC/ (VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar,
     VOCtrainval_11-May-2012.tar).
@@ -66,8 +66,8 @@ class VOCSource(Source):
             )
         if len(roots) > 1:
             raise DataError(
-                f"{path} holds more than one year of PASCAL VOC: expected one. "
-                f"Pass the folder of the year: {' or '.join(map(str, roots))}."
+                f"{path} holds {len(roots)} folders of PASCAL VOC: expected one year. "
+                f"Pass the one to read: {' or '.join(map(str, roots))}."
             )
         self.root = roots[0]
         self.label_names = VOC_LABELS
@@ -101,13 +101,13 @@ class VOCSource(Source):
 
     def _read(self, split: str) -> LabelledImages:
         lists = self._read_lists(split)
+        first = next(iter(lists.values()))
         images = self._images_in_all_lists(list(lists.values()))
-        images = self._images_with_files(images, next(iter(lists.values())), split)
+        images = self._images_with_files(images, first, split)
         target = np.full((len(images), len(self.label_names)), -1, dtype=np.int8)
         for column, label in enumerate(self.label_names):
             if label in lists:
                 target[:, column] = [lists[label].target[image] for image in images]
-        first = next(iter(lists.values()))
         self._where[split] = first.path, [first.line[image] for image in images]
         self._note_counts(split, len(images))
         paths = tuple(self.root / "JPEGImages" / f"{image}.jpg" for image in images)
