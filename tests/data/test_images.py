@@ -1,9 +1,12 @@
 import contextlib
+import math
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from msrn.data.images import list_images, read_image
@@ -50,6 +53,27 @@ def test_min_size_decodes_a_smaller_jpeg_but_never_too_small(tmp_path: Path) -> 
     assert sizes == [(80, 60), (160, 120), (320, 240), (640, 480)]
     quadrants(480, 640).save(tmp_path / "photo.png")
     assert read_image(tmp_path / "photo.png", min_size=(60, 80)).size == (640, 480)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 130),
+    width=st.integers(1, 130),
+    min_size=st.tuples(st.integers(0, 140), st.integers(0, 140)),
+    orientation=st.sampled_from([1, 3, 6]),
+)
+def test_reduced_images_keep_the_least_size_or_their_own(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, min_size: tuple[int, int], orientation: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "reduced.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (width, height)).save(path, exif=exif)
+    whole, reduced = read_image(path), read_image(path, min_size=min_size)
+    assert reduced.height >= min(min_size[0], whole.height)
+    assert reduced.width >= min(min_size[1], whole.width)
+    factors = [(math.ceil(whole.width / factor), math.ceil(whole.height / factor)) for factor in (1, 2, 4, 8)]
+    assert reduced.size in factors
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"])

@@ -1,13 +1,18 @@
 """Batches: the same whatever reads them, a new order each epoch, unknown labels kept."""
 
+import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import msrn.data.loader
 from msrn.data import LabelledImages
+from msrn.data.cache import DecodedCache
+from msrn.data.images import read_image
 from msrn.data.loader import EpochSampler, ImageDataset, build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import UnreadableImageError
@@ -29,7 +34,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
 def rows(images: LabelledImages, *, epoch: int = 0, **options) -> dict[int, torch.Tensor]:
     """The tensor of each image in one epoch, in the order they came."""
     settings = {"batch_size": 4, "shuffle": True, "seed": 3, **options}
-    loader = build_loader(images, TrainTransform(PREPROCESSING), current_epoch=lambda: epoch, **settings)
+    return rows_of(build_loader(images, TrainTransform(PREPROCESSING), current_epoch=lambda: epoch, **settings))
+
+
+def rows_of(loader: msrn.data.loader.ImageLoader) -> dict[int, torch.Tensor]:
     return {
         int(index): tensor for batch in loader for index, tensor in zip(batch["index"], batch["images"], strict=True)
     }
@@ -102,3 +110,125 @@ def test_an_unreadable_image_is_named(images, tmp_path, num_workers):
     batches: Iterator = iter(build_loader(both, PREPROCESSING, batch_size=2, num_workers=num_workers))
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         next(batches)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_is_its_images_one_by_one_in_channels_last_order(images, num_workers):
+    transform = TrainTransform(PREPROCESSING, erase=0.5)
+    loader = build_loader(images, transform, batch_size=5, num_workers=num_workers, shuffle=True, seed=3)
+    dataset = ImageDataset(images, transform, seed=3)
+    for batch in loader:
+        assert batch["images"].is_contiguous(memory_format=torch.channels_last)
+        assert batch["images"].is_shared() == (num_workers > 0)
+        for row, index in enumerate(batch["index"].tolist()):
+            assert torch.equal(batch["images"][row], dataset[0, index]["images"])
+            assert torch.equal(batch["target"][row], dataset[0, index]["target"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_any_function_of_an_image_is_a_transform(images, num_workers):
+    loader = build_loader(images, colour_sum, batch_size=5, num_workers=num_workers)
+    batches = list(loader)
+    expected = [colour_sum(read_image(path)) for path in images.paths]
+    assert torch.equal(torch.cat([batch["images"] for batch in batches]), torch.stack(expected))
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(10))
+
+
+def colour_sum(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).sum(axis=(0, 1)))
+
+
+# Reduced decoding
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+    """JPEGs of 160 x 200."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(6):
+        paths.append(folder / f"{number}.jpg")
+        pixels = rng.integers(0, 255, (5, 4, 3)).astype(np.uint8)
+        Image.fromarray(pixels).resize((160, 200), Image.Resampling.BICUBIC).save(paths[-1], quality=95)
+    return LabelledImages(tuple(paths), np.ones((6, 1), dtype=np.int8), ("a",), "train")
+
+
+def test_reduced_decoding_gives_nearly_the_same_views(photos, monkeypatch):
+    sizes = []
+
+    def watched(path, **options):
+        image = read_image(path, **options)
+        sizes.append(image.size)
+        return image
+
+    transform = TrainTransform(PREPROCESSING, crop="multi_scale")
+    options = {"batch_size": 6, "shuffle": True}
+    monkeypatch.setattr(msrn.data.loader, "read_image", watched)
+    reduced = rows_of(build_loader(photos, transform, **options, min_size=transform.min_size))
+    full = rows_of(build_loader(photos, transform, **options))
+    assert sizes == [(40 * 2, 50 * 2)] * 6 + [(160, 200)] * 6
+    for index, view in full.items():
+        assert not torch.equal(view, reduced[index])
+        assert (view - reduced[index]).abs().mean() < 0.05  # of about 4: one level in 255 is 0.017
+
+
+# Cache
+
+
+def copies(images: LabelledImages, folder: Path) -> LabelledImages:
+    """The same images in another folder."""
+    paths = tuple(folder / path.name for path in images.paths)
+    for path, copied in zip(images.paths, paths, strict=True):
+        copied.write_bytes(path.read_bytes())
+    return LabelledImages(paths, images.target, images.label_names, images.split)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_kept", [10, 4])
+def test_views_are_the_same_with_a_cache(images, tmp_path, num_workers, num_kept):
+    now = {"epoch": 0}
+    copied = copies(images, tmp_path)
+    loader = build_loader(
+        copied,
+        TrainTransform(PREPROCESSING),
+        batch_size=2,
+        num_workers=num_workers,
+        shuffle=True,
+        seed=3,
+        current_epoch=lambda: now["epoch"],
+        cache_bytes=num_kept * 3 * 30 * 40 + 1,
+    )
+    for epoch in range(3):
+        now["epoch"] = epoch
+        views, expected = rows_of(loader), rows(images, epoch=epoch, batch_size=2)
+        assert list(views) == list(expected)
+        assert all(torch.equal(view, expected[index]) for index, view in views.items())
+        cache = loader.dataset.cache
+        assert cache.used_bytes == num_kept * 3 * 30 * 40
+        for index, path in enumerate(copied.paths):  # what is kept is not read again
+            if cache.get(index) is not None:
+                path.unlink(missing_ok=True)
+    assert sum(path.exists() for path in copied.paths) == 10 - num_kept
+
+
+def test_the_cache_holds_what_was_decoded(photos):
+    cache = DecodedCache(6, max_bytes=10**6)
+    dataset = ImageDataset(photos, TrainTransform(PREPROCESSING), min_size=(50, 50), cache=cache)
+    views = [dataset[0, index]["images"] for index in range(6)]
+    assert cache.get(0) == read_image(photos.paths[0], min_size=(50, 50))
+    assert cache.get(0).size == (80, 100)
+    assert all(torch.equal(dataset[0, index]["images"], view) for index, view in enumerate(views))
+
+
+@pytest.mark.parametrize(
+    ("method", "num_workers", "is_kept"), [("fork", 1, True), ("spawn", 1, False), ("spawn", 0, True)]
+)
+def test_nothing_is_kept_where_workers_cannot_share_it(images, monkeypatch, method, num_workers, is_kept):
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    loader = build_loader(images, PREPROCESSING, batch_size=2, num_workers=num_workers, cache_bytes=10**6)
+    assert (loader.dataset.cache is not None) == is_kept
+    assert build_loader(images, PREPROCESSING, batch_size=2).dataset.cache is None

@@ -52,3 +52,19 @@ def test_large_logits_do_not_overflow() -> None:
     logits = torch.tensor([[1000.0, -1000.0]])
     assert multilabel_soft_margin_loss(logits, torch.tensor([[1, 0]])) == 0
     assert multilabel_soft_margin_loss(logits, torch.tensor([[0, 1]])) == 1000
+
+
+def test_mixed_targets_are_weights_and_unknown_ones_stay_out() -> None:
+    logits = torch.tensor([[0.3, -2.0, 5.0]])
+    loss = multilabel_soft_margin_loss(logits, torch.tensor([[0.25, 1.0, -1.0]]))
+    shown = -torch.nn.functional.logsigmoid(logits[0])
+    absent = -torch.nn.functional.logsigmoid(-logits[0])
+    torch.testing.assert_close(loss, (0.25 * shown[0] + 0.75 * absent[0] + shown[1]) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64])
+def test_whole_numbers_and_fractions_that_are_whole_are_one(dtype: torch.dtype) -> None:
+    logits, target = torch.randn(4, 5), torch.randint(-1, 2, (4, 5))
+    assert torch.equal(
+        multilabel_soft_margin_loss(logits, target.to(dtype)), multilabel_soft_margin_loss(logits, target.float())
+    )
