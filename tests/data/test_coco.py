@@ -201,12 +201,12 @@ FAULTY = instances(
 FAULTY["images"].append({"id": 5})
 FAULTY["annotations"].append({"image_id": 1})
 MESSAGES = (
-    ("duplicate file name", "images 1 and 3 have the same file, a.jpg. Correct the file."),
-    ("duplicate image id", "image 2 is listed a second time."),
-    ("malformed image", "expected id and file_name, got {'id': 5}."),
+    ("repeated path", "images 1 and 3 have the same file, a.jpg. Correct the file."),
+    ("repeated id", "image 2 is listed a second time."),
+    ("bad row", "expected id and file_name, got {'id': 5}."),
     ("unknown image id", "an annotation names image 4, which is not in 'images'."),
     ("unknown category id", "image 1 has category 99, which is not in 'categories'."),
-    ("malformed annotation", "expected image_id and category_id, got {'image_id': 1}."),
+    ("bad row", "expected image_id and category_id, got {'image_id': 1}."),
 )
 
 

@@ -132,10 +132,10 @@ def test_problems_are_gathered_and_reading_goes_on(nuswide: Path) -> None:
     assert unknown == ["airport", "dog"]
     assert images.target[:, images.label_names.index("sky")].tolist() == [1, 0, 0]
     assert [(problem.kind, problem.file and problem.file.name, problem.line) for problem in problems] == [
-        ("malformed line", "TrainImagelist.txt", 4),
-        ("image listed twice", "TrainImagelist.txt", 5),
+        ("blank path", "TrainImagelist.txt", 4),
+        ("repeated path", "TrainImagelist.txt", 5),
         ("lists disagree", "Labels_airport_Train.txt", None),
-        ("malformed line", "Labels_cat_Train.txt", 3),
+        ("bad value", "Labels_cat_Train.txt", 3),
         ("missing list", "TrainTestLabels", None),
     ]
     assert "Labels_cat_Train.txt:3: expected 0 or 1, got 'yes'" in problems[3].message

@@ -192,8 +192,8 @@ def test_problems_are_gathered_and_their_images_left_out(voc: Path) -> None:
     assert images.target[:, VOC_LABELS.index("bird")].tolist() == [0, 0]
     assert [(problem.kind, problem.file and problem.file.name, problem.line) for problem in problems] == [
         ("missing list", "Main", None),
-        ("image listed twice", "bird_train.txt", 6),
-        ("malformed line", "cat_train.txt", 2),
+        ("repeated path", "bird_train.txt", 6),
+        ("bad row", "cat_train.txt", 2),
         ("lists disagree", "dog_train.txt", None),
         ("missing file", "aeroplane_train.txt", 4),
     ]

@@ -157,9 +157,7 @@ class COCOSource(Source):
                 case {"image_id": int() | str() as image, "category_id": int() | str() as category}:
                     pass
                 case _:
-                    self._report_in(
-                        file, "malformed annotation", f"expected image_id and category_id, got {annotation}"
-                    )
+                    self._report_in(file, "bad row", f"expected image_id and category_id, got {annotation}")
                     continue
             if image not in row_of_image:
                 self._report_in(
@@ -211,14 +209,14 @@ class COCOSource(Source):
                 case {"id": int() | str() as image, "file_name": str() as name} if name:
                     pass
                 case _:
-                    self._report_in(file, "malformed image", f"expected id and file_name, got {entry}")
+                    self._report_in(file, "bad row", f"expected id and file_name, got {entry}")
                     continue
             if image in row_of_image:
-                self._report_in(file, "duplicate image id", f"image {image} is listed a second time")
+                self._report_in(file, "repeated id", f"image {image} is listed a second time")
             elif name in image_of_name:
                 row_of_image[image] = None
                 self._report_in(
-                    file, "duplicate file name", f"images {image_of_name[name]} and {image} have the same file, {name}"
+                    file, "repeated path", f"images {image_of_name[name]} and {image} have the same file, {name}"
                 )
             else:
                 row_of_image[image] = len(image_of_name)

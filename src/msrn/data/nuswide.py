@@ -119,7 +119,7 @@ class NUSWIDESource(Source):
             if not name:
                 is_good[number - 1] = False
                 self._report(
-                    "malformed line",
+                    "blank path",
                     f"{path}:{number}: expected an image, such as 'actor\\0001_2124494179.jpg', got a blank line. "
                     "Unpack the archive ImageList again.",
                     file=path,
@@ -128,7 +128,7 @@ class NUSWIDESource(Source):
             elif first_line.setdefault(name, number) != number:
                 is_good[number - 1] = False
                 self._report(
-                    "image listed twice",
+                    "repeated path",
                     f"{path}:{number}: image {name} is listed a second time, first on line {first_line[name]}. "
                     "Unpack the archive ImageList again.",
                     file=path,
@@ -156,7 +156,7 @@ class NUSWIDESource(Source):
         values = np.frombuffer(bytes([_BYTE_OF_LINE.get(line, _BYTE_OF_FAULT) for line in lines]), dtype=np.int8)
         for row in np.flatnonzero(values < 0).tolist():
             self._report(
-                "malformed line",
+                "bad value",
                 f"{path}:{row + 1}: expected 0 or 1, got '{lines[row]}'. Correct the line.",
                 file=path,
                 line=row + 1,

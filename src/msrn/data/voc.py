@@ -135,7 +135,7 @@ class VOCSource(Source):
                 continue
             if len(fields) != 2 or fields[1] not in _TARGET_OF_LISTED:
                 self._report(
-                    "malformed line",
+                    "bad row",
                     f"{path}:{number}: expected an image and 1, -1 or 0, such as '000012 -1', got '{line.strip()}'. "
                     "Correct the line.",
                     file=path,
@@ -144,7 +144,7 @@ class VOCSource(Source):
                 listed.faulty.add(fields[0])
             elif fields[0] in listed.target:
                 self._report(
-                    "image listed twice",
+                    "repeated path",
                     f"{path}:{number}: image {fields[0]} is listed a second time. Delete one of its lines.",
                     file=path,
                     line=number,
