@@ -154,6 +154,12 @@ def test_files_beside_the_images(tmp_path: Path) -> None:
         assert (source.root, len(source.read("train"))) == (tmp_path, 1)
 
 
+def test_a_byte_order_mark_is_passed_over(coco: Path) -> None:
+    path = coco / "annotations/instances_val2014.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(COCOSource(coco).read("val")) == 1
+
+
 def test_two_files_of_a_split(coco: Path) -> None:
     write(coco, "valid2014", VAL)
     with pytest.raises(DataError, match=r"two files of split 'val': instances_val2014\.json and instances_valid2014"):

@@ -241,7 +241,7 @@ class COCOSource(Source):
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             content = json.load(stream, object_pairs_hook=_keep_needed)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno}: no JSON ({error.msg}). Unpack or write the file again.") from error
