@@ -28,7 +28,8 @@ class ApparelSource(Source):
         SourceNotFoundError: No such folder, or other folders in it.
         DataError: An image lies beside the folders, or there is none in them.
 
-    Source: https://www.kaggle.com/datasets/trolukovich/apparel-images-dataset.
+    Source: https://www.kaggle.com/datasets/trolukovich/apparel-images-dataset (11,385 images in 24 folders: 6 colours,
+    5 items), and larger sets after it.
     """
 
     layout = "Apparel"
