@@ -572,7 +572,8 @@ def _check_images(rows: _Rows, log: _Log, decode: Decode, num_workers: int, prog
             for seen in chunk:
                 num_bytes += seen.num_bytes
                 if seen.kind is not None:
-                    log.append(Problem(seen.kind, seen.message, *rows.where(row)), rows.path(row))
+                    shown = [] if seen.kind == "missing file" else [rows.path(row)]
+                    log.append(Problem(seen.kind, seen.message, *rows.where(row)), *shown)
                 else:
                     formats[seen.format] += 1
                     modes[seen.mode] += 1
@@ -761,7 +762,7 @@ def _check_unlisted(rows: _Rows, log: _Log) -> None:
         found = np.array([hash(file) for file in files], dtype=np.int64)
         positions = np.searchsorted(hashes, found).clip(max=len(hashes) - 1)
         for index in np.flatnonzero(hashes[positions] != found):
-            path = Path(files[index])
+            path = rows.source.root / os.path.relpath(files[index], root)
             message = f"{path}: no row names it. Add a row, or leave it if that is meant."
             log.append(Problem("image in no row", message, path, is_error=False))
 

@@ -126,7 +126,6 @@ def _draw_heat_map(report: DataReport) -> str:
     share = report.co_occurrence[np.ix_(order, order)] / np.maximum(counts, 1)[:, None]  # (K, K)
     np.fill_diagonal(share, np.nan)
     num_labels = len(order)
-    font_size = 10 if num_labels <= _NUM_NUMBERED else 8
     side = max(5.0, 0.36 * num_labels if num_labels <= _NUM_NUMBERED else 0.19 * num_labels)
     figure = Figure(figsize=(side + 3.2, side + 2.0), layout="constrained")
     axes = figure.add_subplot()
@@ -134,11 +133,11 @@ def _draw_heat_map(report: DataReport) -> str:
     colours = colormaps["Blues"].with_extremes(bad="#d5dbe5")  # the diagonal
     shown = axes.imshow(share, cmap=colours, vmin=0, vmax=most, interpolation="none")
     names = [_short(report.label_names[label]) for label in order]
-    axes.set_xticks(range(num_labels), names, rotation=90, fontsize=font_size, parse_math=False)
+    axes.set_xticks(range(num_labels), names, rotation=90, fontsize=10, parse_math=False)
     axes.set_yticks(
         range(num_labels),
         [f"{name} ({count:,})" for name, count in zip(names, counts.tolist(), strict=True)],
-        fontsize=font_size,
+        fontsize=10,
         parse_math=False,
     )
     if num_labels <= _NUM_NUMBERED:
