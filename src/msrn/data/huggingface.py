@@ -83,8 +83,11 @@ class DatasetImage(PackedImage):
         (image,) = self.dataset[self.row].values()
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise OSError(f"row {self.row + 1} holds no image")
-        content: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        return content
+        if image["bytes"] is not None:
+            content: bytes = image["bytes"]
+            return content
+        root = Path(self.root)
+        return Path(root if root.is_dir() else root.parent, image["path"]).read_bytes()
 
     def is_file(self) -> bool:
         """Whether the data set is there."""

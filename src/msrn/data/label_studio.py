@@ -142,16 +142,20 @@ class LabelStudioSource(Source):
         num_cancelled = 0
         for number, record in enumerate(records, start=1):
             task = _Task(f"task {record.get('id', f'number {number}')}", record.get("data") or {})
-            for annotation in record.get("annotations") or ():
-                if annotation.get("was_cancelled"):
-                    num_cancelled += 1
-                    continue
-                results = [
-                    result.get("value", {}).get("choices", ())
-                    for result in annotation.get("result") or ()
-                    if result.get("type") == "choices" and from_name in (None, result.get("from_name"))
-                ]
-                task.choices.append(frozenset(str(label).strip() for labels in results for label in labels))
+            try:
+                for annotation in record.get("annotations") or ():
+                    if annotation.get("was_cancelled"):
+                        num_cancelled += 1
+                        continue
+                    results = [
+                        result["value"]["choices"]
+                        for result in annotation.get("result") or ()
+                        if result.get("type") == "choices" and from_name in (None, result.get("from_name"))
+                    ]
+                    task.choices.append(frozenset(str(label).strip() for labels in results for label in labels))
+            except (AttributeError, KeyError, TypeError) as error:
+                message = f"{self._file}: {task.name}: annotations in an unknown form ({error!r}). Export as JSON again."
+                self._report("bad value", message, file=self._file)
             yield task
         if num_cancelled:
             self.notes += (f"{num_cancelled} cancelled annotations were passed over.",)
