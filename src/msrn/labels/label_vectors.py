@@ -5,8 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 from msrn.errors import DataError, LabelMismatchError, MissingDependencyError, SourceNotFoundError
 from msrn.labels.pickles import read_published_vectors
 from msrn.labels.word_file import find_words
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 How = Literal[
     "as it is", "spelling", "words", "compound", "some words", "random", "row", "co-occurrence", "sentence model"
@@ -195,25 +200,17 @@ def vectors_from_sentence_model(label_names: Sequence[str], model: str | Path) -
         MissingDependencyError: sentence-transformers is not installed.
         SourceNotFoundError: The model cannot be had or loaded.
     """
+    if find_spec("sentence_transformers") is None:
+        raise MissingDependencyError("a sentence model needs sentence-transformers: pip install 'msrn[vectors]'.")
     try:
-        from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "a sentence model needs sentence-transformers: pip install 'msrn[vectors]'."
-        ) from error
-    try:
-        encoder = SentenceTransformer(
-            str(model), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
+        folder = model if Path(model).is_dir() else _download(str(model))
+        encoder = _load_encoder(folder)
     except Exception as error:  # the network, the hub and half a dozen libraries fail in their own ways
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        where = (
-            "the folder holds no sentence model"
-            if Path(model).is_dir()
-            else "neither a file here nor a model to be had"
-        )
+        is_folder = Path(model).is_dir()
+        what = "the folder holds no sentence model" if is_folder else "neither a file here nor a model to be had"
         raise SourceNotFoundError(
-            f"'{model}': {where} ({reason}). Give a text file of word vectors such as glove.6B.300d.txt, a folder that "
+            f"'{model}': {what} ({reason}). Give a text file of word vectors such as glove.6B.300d.txt, a folder that "
             "holds a sentence-transformers model with safetensors weights, or cooccurrence."
         ) from error
     label_names = tuple(label_names)
@@ -223,6 +220,38 @@ def vectors_from_sentence_model(label_names: Sequence[str], model: str | Path) -
         raise DataError(f"'{model}' gives vectors that are not finite. Use another model.")
     origins = tuple(VectorOrigin("sentence model", (text,)) for text in texts)
     return LabelVectors(label_names, vectors, origins, Path(model).name)
+
+
+def _load_encoder(folder: str | Path) -> "SentenceTransformer":
+    import msrn._torchvision  # noqa: F401, I001  (first: transformers imports torchvision)
+    from sentence_transformers import SentenceTransformer
+
+    options = {"use_safetensors": True}
+    return SentenceTransformer(
+        str(folder), device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs=options
+    )
+
+
+def _download(name: str) -> Path:
+    """The folder of a model of the hub, without pickles and code; from the cache where the hub cannot be reached."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    name = name if "/" in name else f"sentence-transformers/{name}"
+    download = partial(
+        snapshot_download,
+        name,
+        allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
+        ignore_patterns=["onnx/*", "openvino/*"],
+    )
+    try:
+        # One question first: without a network it fails at once, where a download would try for minutes.
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # the hub's errors follow the web library it uses
+        try:
+            return Path(download(local_files_only=True))
+        except Exception:
+            raise error from None
+    return Path(download())
 
 
 def vectors_from(label_names: Sequence[str], source: str) -> LabelVectors:
