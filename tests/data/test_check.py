@@ -189,6 +189,17 @@ def test_labels_that_cannot_be_measured_are_named(tmp_path):
     assert report.verdict.startswith("0 errors and 2 warnings in 6 images: fit for training")
 
 
+def test_a_group_in_two_splits_is_an_error(tmp_path):
+    rows = ["path,cat,split,scene"]
+    for number, (split, scene) in enumerate([("train", "a"), ("train", ""), ("val", "b"), ("val", "a"), ("val", "")]):
+        rows.append(f"{noise(tmp_path / f'{number}.png', seed=number).name},{number % 2},{split},{scene}")
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
+    report = check_source(tmp_path / "photos.csv", group_column="scene", min_positives=0)
+    assert report.problem_counts == {("group across splits", True): 1}
+    assert problems_of(report, "group across splits") == [("photos.csv", 5)]
+    assert "group 'a' is in val and in train" in report.problems[0].message
+
+
 def test_a_set_without_training_images_is_an_error(tmp_path):
     report = check_source(photos_csv(tmp_path, {"test": ["cat", "dog"]}))
     assert [problem.kind for problem in report.problems] == ["no train split"]

@@ -45,6 +45,10 @@ def check(
         int | None,
         typer.Option(min=1, help="Threads that read images; by default one a processor.", show_default=False),
     ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Column of what must not be in two splits, such as a scene.", show_default=False),
+    ] = None,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -70,6 +74,7 @@ def check(
         label_column=label_column,
         label_separator=label_separator,
         split_column=split_column,
+        group_column=group_by,
         keep_unannotated=keep_unannotated,
     )
     console = make_console(json_file)

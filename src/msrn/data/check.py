@@ -225,7 +225,7 @@ def check_source(
     """Look through a data set and report all that is wrong with it, instead of stopping at the first fault.
 
     Errors would break training or falsify a test: rows that cannot be read, missing and unreadable images, the same
-    image in two splits, labels that are not in the training images. Warnings deserve a look: copies within a split,
+    image or group in two splits, labels that are not in the training images. Warnings deserve a look: copies within a split,
     labels that look misspelt or have few images, images of extreme size, images that no row names.
 
     Memory holds the rows as the reader gives them, about 30 bytes an image besides, and 100 problems of a kind.
@@ -270,6 +270,7 @@ def check_source(
     rows = _Rows(source, parts)
     summaries, first_rows = _count_labels(parts, len(source.label_names))
     _check_rows(rows, log)
+    _check_groups(rows, log)
     if parts:
         counts = np.sum([summary.positives for summary in summaries], axis=0).tolist()
         label_problems = _LabelProblems(rows, first_rows, log)
@@ -420,6 +421,21 @@ def _check_rows(rows: _Rows, log: _Log) -> None:
             message = f"{part.paths[index]}: nothing is known of its labels, so it teaches nothing. Label it, or leave it out."
             log.append(Problem("nothing known", message, file, line, is_error=False))
         start += len(part)
+
+
+def _check_groups(rows: _Rows, log: _Log) -> None:
+    """Look for groups that are in two splits, where the reader was told of groups."""
+    first_in: dict[str, str] = {}
+    for part in rows.parts:
+        reported = set()
+        for index, group in enumerate(rows.source.groups(part.split) or ()):
+            first = first_in.setdefault(group, part.split)
+            if group and first != part.split and group not in reported:
+                reported.add(group)
+                message = (
+                    f"group '{group}' is in {part.split} and in {first}. Keep it together (msrn data split --group-by)."
+                )
+                log.append(Problem("group across splits", message, *rows.source.where(part.split, index)))
 
 
 class _LabelProblems:
