@@ -56,7 +56,7 @@ class Picture:
     images: tuple[Path | PackedImage, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitSummary:
     """What one split holds, a number a label in the arrays.
 
@@ -81,7 +81,7 @@ class SplitSummary:
     num_nothing_known: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSummary:
     """What the readable image files are like.
 
@@ -116,7 +116,7 @@ class ImageSummary:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DataReport:
     """What `check_source` found.
 
@@ -393,34 +393,21 @@ def _count_labels(
             num_nothing_known += int((target == -1).all(axis=1).sum())
             for label in np.flatnonzero(is_present.any(axis=0)):
                 first_rows.setdefault(int(label), (number, start + int(is_present[:, label].argmax())))
-        histogram = np.trim_zeros(histogram, "b")
-        summaries.append(
-            SplitSummary(
-                part.split,
-                len(part),
-                split_hash(part),
-                counts[1],
-                counts[0],
-                counts[-1],
-                tuple(histogram.tolist()),
-                num_nothing_known,
-            )
-        )
+        labels_an_image = tuple(np.trim_zeros(histogram, "b").tolist())
+        values = (counts[1], counts[0], counts[-1], labels_an_image, num_nothing_known)
+        summaries.append(SplitSummary(part.split, len(part), split_hash(part), *values))
     return summaries, first_rows
 
 
 def _check_rows(rows: _Rows, log: _Log) -> None:
-    start = 0
     for part in rows.parts:
-        is_known = np.zeros(len(part), dtype=np.bool_)
-        for first in range(0, len(part), _CHUNK_ROWS):
-            chunk = slice(first, first + _CHUNK_ROWS)
-            is_known[chunk] = (part.target[chunk] != -1).any(axis=1)
-        for index in np.flatnonzero(~is_known):
-            file, line = rows.where(start + int(index))
-            message = f"{part.paths[index]}: nothing is known of its labels, so it teaches nothing. Label it, or leave it out."
-            log.append(Problem("nothing known", message, file, line, is_error=False))
-        start += len(part)
+        for start in range(0, len(part), _CHUNK_ROWS):
+            is_unknown = (part.target[start : start + _CHUNK_ROWS] == -1).all(axis=1)
+            for index in (start + np.flatnonzero(is_unknown)).tolist():
+                path = part.paths[index]
+                file, line = rows.source.where(part.split, index)
+                message = f"{path}: nothing is known of its labels, so it teaches nothing. Label it, or leave it out."
+                log.append(Problem("nothing known", message, file or Path(os.fspath(path)), line, is_error=False))
 
 
 def _check_groups(rows: _Rows, log: _Log) -> None:
