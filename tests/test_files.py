@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from msrn.errors import MSRNError
-from msrn.files import JSONLinesWriter, replace_folder, write_json, write_text
+from msrn.files import JSONLinesWriter, replace_file, replace_folder, write_json, write_text
 
 
 def names_in(folder: Path) -> set[str]:
@@ -42,6 +42,21 @@ def test_json_goes_to_a_file_or_to_standard_output(tmp_path, capsys):
     assert json.loads((tmp_path / "value.json").read_text(encoding="utf-8")) == {"é": [1, None]}
     write_json("-", {"a": 1})
     assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_a_file_written_in_pieces_appears_at_the_end_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "table.csv"
+    with replace_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    with pytest.raises(KeyError), replace_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "new"
+    assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
+    with pytest.raises(MSRNError, match="cannot be written"), replace_file(path / "below.csv"):
+        pass
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

@@ -118,6 +118,18 @@ def test_a_group_in_a_kept_split_is_named(tmp_path, capsys):
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_table_that_exists_stays_without_force(tmp_path, capsys):
+    table, out = write_photos(tmp_path), tmp_path / "split.csv"
+    assert run(capsys, table, "--out", out)[0] == 0
+    before = out.read_bytes()
+    code, _, error = run(capsys, table, "--out", out, "--seed", "1")
+    assert code == 1
+    assert "exists. Choose another name, or replace it by --force" in error
+    assert out.read_bytes() == before
+    assert run(capsys, table, "--out", out, "--seed", "1", "--force")[0] == 0
+    assert out.read_bytes() != before
+
+
 def test_checking_a_table(tmp_path, capsys):
     table, out = write_photos(tmp_path), tmp_path / "split.csv"
     run(capsys, table, "--out", out, "--test", "0")
@@ -134,7 +146,7 @@ def test_checking_a_table(tmp_path, capsys):
     ("arguments", "words"),
     [
         ([], "needs --out, the table to write"),
-        (["--out", "photos.csv"], "photos.csv exists. Choose another name, or replace it by --force"),
+        (["--out", "photos.csv", "--force"], "--out photos.csv is the source itself"),
         (["--out", "split.txt"], "ends in .csv, .tsv, .parquet"),
         (["--out", "s.csv", "--val", "0.5", "--test", "0.5"], "leave nothing for train: they add up to 1"),
         (["--out", "s.csv", "--val", "0", "--test", "0"], "nothing to split"),

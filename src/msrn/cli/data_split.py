@@ -75,7 +75,12 @@ def split(
             raise DataError("msrn data split needs --out, the table to write. Pass such as --out photos-split.csv.")
         kept = tuple(dict.fromkeys(keep or ()))
         fractions = _find_fractions(val, test, kept)
-        check_is_free(out.expanduser(), overwrite=force)
+        out = out.expanduser()
+        if out.resolve() == source.expanduser().resolve():
+            raise DataError(
+                f"--out {out} is the source itself, whose other columns would be lost. Choose another name."
+            )
+        check_is_free(out, overwrite=force)
         options = given(
             label_separator=label_separator,
             label_column=label_column,

@@ -5,6 +5,7 @@ from msrn.data.open import open_source
 from msrn.data.packed import PackedImage
 from msrn.data.source import SPLITS, LabelledImages, Problem, Source
 from msrn.data.split import check_disjoint, check_files, hold_out, split_hash, split_images
+from msrn.data.split_table import verify_split, write_split
 
 __all__ = [
     "SPLITS",
@@ -20,4 +21,6 @@ __all__ = [
     "read_image",
     "split_hash",
     "split_images",
+    "verify_split",
+    "write_split",
 ]

@@ -10,6 +10,8 @@ _ROWS_AT_ONCE = 65536
 # Units of each part that an exchange looks at, and how often it goes through all labels.
 _POOL = 256
 _MAX_PASSES = 10
+# Deviations up to half a positive, a spread of 1, are as near as whole positives come; the rest is rounding.
+_NEAREST = 1 + 1e-9
 # Of figures, so that files are the same on every machine.
 _DIGITS = 9
 
@@ -48,8 +50,8 @@ class Positives:
         units = np.repeat(unit_of_image, np.diff(self.starts))
         keys, counts = np.unique(units * self.num_labels + self.labels, return_counts=True)
         sizes = np.bincount(unit_of_image)
-        starts = _starts(np.bincount(keys // max(self.num_labels, 1), minlength=len(sizes)))
-        return Positives(starts, keys % max(self.num_labels, 1), counts, sizes, self.num_labels)
+        starts = _starts(np.bincount(keys // self.num_labels, minlength=len(sizes)))
+        return Positives(starts, keys % self.num_labels, counts, sizes, self.num_labels)
 
     def with_sizes(self) -> "Positives":
         """With one label more, the last: being an image."""
@@ -112,11 +114,8 @@ def _serve_labels(positives: Positives, sizes: Sequence[int], rng: np.random.Gen
     starts, labels, counts = positives.starts.tolist(), positives.labels.tolist(), positives.counts.tolist()
 
     is_served = np.zeros(positives.num_labels, dtype=np.bool_)
-    while True:
-        left = np.where(is_served | (num_left == 0), np.iinfo(np.int64).max, num_left)
-        label = int(left.argmin()) if len(left) else 0
-        if not len(left) or left[label] == np.iinfo(np.int64).max:
-            break
+    for _ in range(positives.num_labels):
+        label = int(np.where(is_served, np.iinfo(np.int64).max, num_left).argmin())
         is_served[label] = True
         units = units_of_label[label]
         units = units[part[units] < 0]
@@ -167,12 +166,11 @@ class _Exchange:
         units_of_label = _units_by_label(self.positives, np.arange(len(self.part)))
         for _ in range(_MAX_PASSES):
             spread = np.ptp(self.deviation, axis=0)
-            # A spread of up to 1 is as near as whole positives come.
-            off = np.flatnonzero(spread > 1 + 1e-9)
+            off = np.flatnonzero(spread > _NEAREST)
             has_helped = False
             for label in off[np.argsort(-self.weights[off] * spread[off] ** 2, kind="stable")]:
                 above, below = self.deviation[:, label].argmax(), self.deviation[:, label].argmin()
-                if self.deviation[above, label] - self.deviation[below, label] > 1 + 1e-9:
+                if self.deviation[above, label] - self.deviation[below, label] > _NEAREST:
                     units = units_of_label[label]
                     givers = self._draw(units[self.part[units] == above])
                     takers = self._draw(np.flatnonzero(self.part == below))
@@ -197,6 +195,7 @@ class _Exchange:
         num_above = int((self.part == above).sum()) if self.can_move else 0
         has_helped = False
         while True:
+            # No part gives its last unit away, and single images are only swapped.
             square[:, -1] = square[:, -1] if num_above > 1 else np.inf
             slope = weights * (self.deviation[below, names] - self.deviation[above, names])
             change = square + (give @ slope)[:, None] - take @ slope
