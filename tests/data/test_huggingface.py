@@ -40,7 +40,9 @@ def jpeg(seed: int) -> bytes:
     return file.getvalue()
 
 
-def dataset(num_images: int = 3, *, first: int = 0, features: dict[str, Any] | None = None, **columns: list[Any]) -> Any:
+def dataset(
+    num_images: int = 3, *, first: int = 0, features: dict[str, Any] | None = None, **columns: list[Any]
+) -> Any:
     images = [{"bytes": jpeg(first + i), "path": f"{i}.jpg"} for i in range(num_images)]
     features = {"image": datasets.Image(), **(features or {})}
     for name in columns.keys() - features.keys():
@@ -203,7 +205,9 @@ def test_columns_that_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_problems_are_gathered(tmp_path: Path) -> None:
-    data = datasets.DatasetDict({"train": dataset(labels=[["cat"], ["dgo"], ["dog"]]), "extra": dataset(labels=[["x"]] * 3)})
+    data = datasets.DatasetDict(
+        {"train": dataset(labels=[["cat"], ["dgo"], ["dog"]]), "extra": dataset(labels=[["x"]] * 3)}
+    )
     data.save_to_disk(tmp_path)
     with pytest.raises(DataError, match="expected one split each of train, val and test, got 'extra'"):
         open_source(tmp_path)
@@ -239,14 +243,18 @@ def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert source.splits == ("test",)
     assert str(source.read("test").paths[2]) == "hf:owner/name/test/2"
     assert source.read("test").paths[2].is_file()
-    with pytest.raises(DataError, match="is a Hugging Face data set, which has only the options .*, got keep_unannotated"):
+    with pytest.raises(
+        DataError, match=r"is a Hugging Face data set, which has only the options .*, got keep_unannotated"
+    ):
         open_source("hf:owner/name", keep_unannotated=True)
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"hf:owner/name cannot be loaded from the Hugging Face hub .*save_to_disk\(folder\)"):
+    with pytest.raises(
+        DataError, match=r"hf:owner/name cannot be loaded from the Hugging Face hub .*save_to_disk\(folder\)"
+    ):
         open_source("hf:owner/name")
 
 

@@ -11,7 +11,13 @@ from msrn.errors import DataError, SourceNotFoundError
 
 
 def annotation(*choices: str, from_name: str = "choice", **more: Any) -> dict[str, Any]:
-    result = {"id": "x", "type": "choices", "from_name": from_name, "to_name": "image", "value": {"choices": [*choices]}}
+    result = {
+        "id": "x",
+        "type": "choices",
+        "from_name": from_name,
+        "to_name": "image",
+        "value": {"choices": [*choices]},
+    }
     return {"id": 1, "was_cancelled": False, "result": [result] if choices else [], **more}
 
 
@@ -34,7 +40,12 @@ def names(source: LabelStudioSource, split: str = "train") -> list[str]:
 
 
 def test_choices_of_one_annotator(export: Path) -> None:
-    write(export, task(1, "a.jpg", annotation("dog", "cat")), task(2, "b.jpg", annotation("owl")), task(3, "c.jpg", annotation()))
+    write(
+        export,
+        task(1, "a.jpg", annotation("dog", "cat")),
+        task(2, "b.jpg", annotation("owl")),
+        task(3, "c.jpg", annotation()),
+    )
     for path in (export, export.parent):
         source = open_source(path)
         assert isinstance(source, LabelStudioSource)
@@ -143,7 +154,10 @@ def test_problems_are_gathered(export: Path) -> None:
     ]
     assert "task 2: s3://bucket/a.jpg is no local file. Download it" in problems[2].message
     assert "task 4 repeats the image of task 3: x/../a.jpg" in problems[3].message
-    assert "task 6: expected the image's path under image or img, got the keys text. Pass path_column" in problems[5].message
+    assert (
+        "task 6: expected the image's path under image or img, got the keys text. Pass path_column"
+        in problems[5].message
+    )
     assert {problem.file for problem in problems} == {export}
 
 

@@ -105,7 +105,9 @@ def test_truncated_archives_are_named(tmp_path: Path, num_bytes: int) -> None:
     if whole:
         assert len(list(walk_tar(archive))) == 2
     else:
-        with pytest.raises(DataError, match=r"a\.tar: a damaged or truncated tar archive \(.+\)\. Copy or pack it again"):
+        with pytest.raises(
+            DataError, match=r"a\.tar: a damaged or truncated tar archive \(.+\)\. Copy or pack it again"
+        ):
             list(walk_tar(archive))
 
 

@@ -1,10 +1,21 @@
+import csv
+import io
+import json
+import sys
+import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from msrn.data.packed import TarMember
+from msrn.data.source import Problem
 from msrn.data.table import TableSource, find_tables
-from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
+from msrn.errors import DataError, EmptySplitError, MissingDependencyError, SourceNotFoundError
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -36,7 +47,7 @@ def test_label_column(table: Path) -> None:
 
 @pytest.mark.parametrize("blank", ["", "  ", "NaN", "nan", "?", "-1"])
 def test_blank_label_cell_is_unknown_and_brackets_are_none_present(table: Path, blank: str) -> None:
-    source = TableSource(write(table, "path,labels", f"a.jpg,{blank}", "b.jpg,[]", "c.jpg,cat|dog"))
+    source = TableSource(write(table, "path,labels", f"a.jpg,{blank}", "b.jpg,[ ]", "c.jpg,cat|dog"))
     assert source.read("train").target.tolist() == [[-1, -1], [0, 0], [1, 1]]
 
 
@@ -285,7 +296,13 @@ def test_a_table_without_rows_says_so(tmp_path):
 @pytest.mark.parametrize("labels", ["labels", "cat"])
 def test_group_column_is_no_label(table: Path, labels: str) -> None:
     value = {"labels": "cat", "cat": "1"}[labels]
-    write(table, f"path,scene,{labels},split", f"a.jpg, park,{value},train", f"b.jpg,,{value},train", f"c.jpg,7,{value},val")
+    write(
+        table,
+        f"path,scene,{labels},split",
+        f"a.jpg, park,{value},train",
+        f"b.jpg,,{value},train",
+        f"c.jpg,7,{value},val",
+    )
     source = TableSource(table, group_column="scene")
     assert source.label_names == ("cat",)
     assert source.groups("train") == ("park", "")
@@ -293,3 +310,286 @@ def test_group_column_is_no_label(table: Path, labels: str) -> None:
     with pytest.raises(DataError, match="no group column 'patient', only: path, scene"):
         TableSource(table, group_column="patient")
     assert labels == "cat" or TableSource(table).groups("train") is None
+
+
+# JSON Lines, Parquet, and lists
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write the same rows in the format that the suffix tells."""
+    if path.suffix == ".parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        is_list = {key: any(isinstance(value, list) for value in values) for key, values in columns.items()}
+        arrays = {
+            key: pa.array(values, pa.list_(pa.string())) if is_list[key] else pa.array(values)
+            for key, values in columns.items()
+        }
+        pq.write_table(pa.table(arrays), path, row_group_size=2)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+LABELS = st.text("abc |;,'\"\\[]äé1?", min_size=1, max_size=6).filter(str.strip)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    labels=st.lists(st.none() | st.lists(LABELS, max_size=3), min_size=1, max_size=6).filter(any),
+    splits=st.lists(st.sampled_from(["train", "valid", "TEST"]), min_size=6, max_size=6),
+)
+def test_lists_of_labels_read_the_same_from_every_format(
+    tmp_path_factory: pytest.TempPathFactory, labels: list[list[str] | None], splits: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    rows = [
+        {"path": f"{i}.jpg", "labels": of_image, "split": splits[i], "scene": f"s{i}"}
+        for i, of_image in enumerate(labels)
+    ]
+    expected_names = tuple(sorted({label.strip() for of_image in labels for label in of_image or ()}))
+    if all(name.isdecimal() for name in expected_names):
+        expected_names = tuple(sorted(expected_names, key=int))
+    for suffix in FORMATS:
+        source = TableSource(write_rows(folder / f"t{suffix}", rows), group_column="scene")
+        assert source.label_names == expected_names
+        for split in source.splits:
+            images = source.read(split)
+            groups = source.groups(split)
+            assert groups is not None
+            for index, (row, group) in enumerate(zip(images.target.tolist(), groups, strict=True)):
+                of_image = labels[int(group[1:])]
+                present = {label.strip() for label in of_image or ()}
+                assert row == [-1 if of_image is None else int(name in present) for name in expected_names]
+                assert source.where(split, index)[0] == folder / f"t{suffix}"
+
+
+@settings(max_examples=30, deadline=None)
+@given(target=st.lists(st.lists(st.sampled_from([1, 0, None]), min_size=3, max_size=3), min_size=1, max_size=6))
+@pytest.mark.parametrize("kind", [int, bool, float])
+def test_one_column_a_label_reads_the_same_from_every_format(
+    tmp_path_factory: pytest.TempPathFactory, kind: type, target: list[list[int | None]]
+) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    rows = [
+        {"path": f"{i}.jpg", **{name: None if v is None else kind(v) for name, v in zip("cab", values, strict=True)}}
+        for i, values in enumerate(target)
+    ]
+    expected = [[-1 if value is None else value for value in values] for values in target]
+    for suffix in FORMATS:
+        source = TableSource(write_rows(folder / f"t{suffix}", rows))
+        assert source.label_names == ("c", "a", "b")
+        assert source.read("train").target.tolist() == expected
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_not_a_number_is_unknown(tmp_path: Path, suffix: str) -> None:
+    rows = [{"path": "a.jpg", "cat": float("nan")}, {"path": "b.jpg", "cat": 1.0}, {"path": "c.jpg", "cat": -1.0}]
+    assert TableSource(write_rows(tmp_path / f"t{suffix}", rows)).read("train").target.tolist() == [[-1], [1], [-1]]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_numbers_and_texts_as_labels(tmp_path: Path, suffix: str) -> None:
+    source = TableSource(write_rows(tmp_path / f"numbers{suffix}", [{"path": f"{i}.jpg", "label": i} for i in (10, 9)]))
+    assert source.label_names == ("9", "10")
+    assert source.read("train").target.tolist() == [[0, 1], [1, 0]]
+    rows = [{"path": "a.jpg", "label": "cat|dog"}, {"path": "b.jpg", "label": "?"}]
+    assert TableSource(write_rows(tmp_path / f"texts{suffix}", rows)).read("train").target.tolist() == [
+        [1, 1],
+        [-1, -1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("['sky', 'clouds']", ["clouds", "sky"]),
+        ('["sky, blue", "sea"]', ["sea", "sky, blue"]),
+        ("['it''s']", None),
+        ("['sky' 'sea']", None),  # numpy's way of printing
+        ("[sky, sea]", None),
+        ("['sky', ['sea']]", None),
+        ("[__import__('os').getcwd()]", None),
+        ("[3, 12]", ["3", "12"]),
+        ("['sky',]", ["sky"]),
+        (r"""['it\'s', "x'y"]""", ["it's", "x'y"]),
+    ],
+)
+def test_lists_written_out_in_a_cell(tmp_path: Path, cell: str, labels: list[str] | None) -> None:
+    # The published NUS-WIDE table of recent papers: filepath, label, split_name.
+    table = write_rows(tmp_path / "nus.csv", [{"filepath": "a.jpg", "label": cell, "split_name": "train"}])
+    if labels is None:
+        with pytest.raises(
+            DataError, match=r"nus\.csv:2: expected labels such as cat\|dog, or a list .* Correct the cell"
+        ):
+            TableSource(table)
+    else:
+        source = TableSource(table)
+        assert list(source.label_names) == labels
+        assert source.read("train").target.tolist() == [[1] * len(labels)]
+
+
+def test_keys_of_json_lines_may_come_late_or_never(tmp_path: Path) -> None:
+    rows = [{"path": "a.jpg", "cat": 1}, {"path": "b.jpg"}, {"dog": True, "path": "c.jpg"}]
+    source = TableSource(write_rows(tmp_path / "t.jsonl", rows))
+    assert source.label_names == ("cat", "dog")
+    assert source.read("train").target.tolist() == [[1, -1], [-1, -1], [-1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"t\.jsonl:3: no JSON \(.*\)\. Write one object a line"),
+        ("[1]", r"t\.jsonl:3: expected a JSON object such as .*, got \[1\]"),
+        ('{"path": "b.jpg", "labels": {"cat": 1}}', r"t\.jsonl:3: expected labels such as .* got \{'cat': 1\}\."),
+        ('{"path": ["b.jpg"], "labels": "cat"}', r"t\.jsonl:3: expected a path in column 'path', got \['b\.jpg'\]"),
+        ('{"labels": "cat"}', r"t\.jsonl:3: the column 'path' is blank"),
+        ("[" * 100_000, r"t\.jsonl:3: no JSON"),
+    ],
+)
+def test_bad_lines_of_json(tmp_path: Path, line: str, message: str) -> None:
+    table = write(tmp_path / "t.jsonl", '{"path": "a.jpg", "labels": "cat"}', "", line)
+    with pytest.raises(DataError, match=message):
+        TableSource(table)
+    problems: list[Problem] = []
+    assert len(TableSource(table, problems=problems).read("train")) in (1, 2)
+    assert [(problem.file, problem.line) for problem in problems] == [(table, 3)]
+
+
+def test_columns_of_parquet_that_are_no_cells_are_passed_over(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {
+        "path": ["a.jpg", "b.jpg"],
+        "labels": pa.array(["cat", "dog"]).dictionary_encode(),
+        "embedding": [[0.5, 1.5], None],
+        "box": [{"x": 1}, {"x": 2}],
+        "thumb": [b"\xff", b""],
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    source = TableSource(tmp_path / "t.parquet")
+    assert source.label_names == ("cat", "dog")
+    assert source.where("train", 1) == (tmp_path / "t.parquet", 2)
+    with pytest.raises(DataError, match=r"t\.parquet:1: expected labels such as .*, got struct<x: int64>\."):
+        TableSource(tmp_path / "t.parquet", label_column="box")
+    with pytest.raises(DataError, match=r"t\.parquet:1: expected a path in column 'thumb', got binary\."):
+        TableSource(tmp_path / "t.parquet", path_column="thumb")
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"t\.parquet: no whole Parquet file \(.*\)\. Write or copy it again"):
+        TableSource(tmp_path / "t.parquet")
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = write_rows(tmp_path / "t.parquet", [{"path": "a.jpg", "labels": ["cat"]}])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match=r"t\.parquet: Parquet needs pyarrow: pip install 'msrn\[data\]'"):
+        TableSource(table)
+
+
+def test_metadata_of_image_folders(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.jpg", "labels": ["cat"]}]
+    for split in ("train", "validation"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+        write_rows(tmp_path / "splits" / split / "metadata.jsonl", rows)
+    source = TableSource(tmp_path / "splits")
+    assert source.read("val").paths == (tmp_path / "splits" / "validation" / "a.jpg",)
+    assert source.splits == ("train", "val")
+    (tmp_path / "one").mkdir()
+    other = write(tmp_path / "one" / "other.csv", "a,b")
+    metadata = write_rows(tmp_path / "one" / "metadata.csv", [{"file_name": "a.jpg", "labels": "cat"}])
+    assert find_tables(tmp_path / "one") == {None: metadata}
+    metadata.rename(tmp_path / "one" / "labels.csv")
+    other.rename(tmp_path / "one" / "metadata.csv")
+    assert find_tables(tmp_path / "one") == {None: tmp_path / "one" / "labels.csv"}
+
+
+# Where rows stand, and rows at fault
+
+
+def test_every_image_knows_its_line(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "t.csv", "path,labels,split", "", '"a.jpg","cat', 'dog",train', "b.jpg,cat,val", "c.jpg,cat,train"
+    )
+    source = TableSource(table)
+    assert [source.where("train", index) for index in range(2)] == [(table, 4), (table, 6)]
+    assert source.where("val", 0) == (table, 5)
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "train.csv", "path,cat", "a.jpg,1")
+    write(tmp_path / "set" / "val.csv", "path,cat", "", "b.jpg,1")
+    assert TableSource(tmp_path / "set").where("val", 0) == (tmp_path / "set" / "val.csv", 3)
+
+
+def test_rows_at_fault_are_gathered(table: Path) -> None:
+    write(
+        table,
+        "path,labels,split",
+        *("a.jpg,cat,train", "b.jpg,cat", " ,cat,train", "c.jpg,cat,holdout", "x/../a.jpg,dog,test"),
+        *(
+            'd.jpg,"[cat",train',
+            "e.jpg,\"['cat' 'dog']\",train",
+            "f.jpg,cat|dgo|owl,train",
+            'g.jpg,"cat" x,train',
+            ",,",
+        ),
+    )
+    problems: list[Problem] = []
+    source = TableSource(table, label_names=["cat", "dog"], problems=problems)
+    assert names(source.read("train")) == ["a.jpg", "d.jpg", "e.jpg", "f.jpg"]
+    assert source.read("train").target.tolist() == [[1, 0], [0, 0], [-1, -1], [1, 0]]
+    assert source.splits == ("train",)
+    assert [(problem.kind, problem.line) for problem in problems] == [
+        *(
+            ("wrong number of fields", 3),
+            ("blank path", 4),
+            ("unknown split", 5),
+            ("repeated path", 6),
+            ("bad row", 10),
+        ),
+        *(("bad value", 8), ("unknown label", 7), ("unknown label", 9), ("unknown label", 9)),
+    ]
+    assert {problem.file for problem in problems} == {table}
+    assert problems[3].message.startswith("photos.csv:6 repeats line 2: x/../a.jpg (test and train). Keep one row")
+    assert "photos.csv:9: label 'dgo' is not in label_names" in problems[7].message
+
+
+def test_values_at_fault_are_unknown(table: Path) -> None:
+    problems: list[Problem] = []
+    source = TableSource(write(table, "path,cat,dog", "a.jpg,2,1", "b.jpg, TRUE,x"), problems=problems)
+    assert source.read("train").target.tolist() == [[-1, 1], [1, -1]]
+    assert [(problem.kind, problem.line) for problem in problems] == [("bad value", 2), ("bad value", 3)]
+
+
+def test_headers_at_fault_raise_even_then(table: Path) -> None:
+    with pytest.raises(DataError, match="expected a column of paths"):
+        TableSource(write(table, "a.jpg,cat"), problems=[])
+
+
+def test_a_path_through_an_archive_is_a_member_of_it(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("x/0.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    (tmp_path / "folder.tar").mkdir()
+    write(tmp_path / "t.csv", "path,labels", "a.tar/x/0.jpg,cat", "folder.tar/0.jpg,cat", "../a.tar,cat")
+    member, below, outside = TableSource(tmp_path / "t.csv").read("train").paths
+    assert isinstance(member, TarMember)
+    assert member.read_bytes() == b"abc"
+    assert below == tmp_path / "folder.tar" / "0.jpg"
+    assert outside == tmp_path.parent / "a.tar"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_million_rows(tmp_path: Path, suffix: str) -> None:
+    labels = [[f"label {i}", f"label {(7 * i) % 80}"] for i in range(80)]
+    rows = [{"path": f"images/{i:07d}.jpg", "labels": labels[i % 80]} for i in range(1_000_000)]
+    table = write_rows(tmp_path / f"t{suffix}", rows)
+    start = time.perf_counter()
+    images = TableSource(table).read("train")
+    assert time.perf_counter() - start < 60
+    assert np.array_equal(images.target[::80].sum(axis=1), np.full(12_500, 1))

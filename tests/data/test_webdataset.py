@@ -30,7 +30,9 @@ def write_shard(path: Path, files: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, value in files.items():
-            content = value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+            content = (
+                value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+            )
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -129,7 +131,7 @@ def test_problems_are_gathered(tmp_path: Path) -> None:
     assert {problem.file for problem in problems} == {shard}
     assert "a.tar/1.json: no JSON" in problems[2].message
     assert "a.tar/2.json: expected a list of labels, got [{'x': 1}]" in problems[3].message
-    with pytest.raises(DataError, match="0.jpg and 0.png are of one sample"):
+    with pytest.raises(DataError, match=r"0\.jpg and 0\.png are of one sample"):
         open_source(shard)
 
 

@@ -35,8 +35,9 @@ _NO_CELL = "\x01"
 _LIST = "\x02"
 
 # Guards ast.literal_eval, which would read numpy's "['sky' 'sea']" as one label.
-_ITEM = r"""\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[\w.+-]+)\s*"""
-_LIST_LITERAL = re.compile(rf"\[{_ITEM}(?:,{_ITEM})*,?\s*\]", re.DOTALL)
+# Possessive (*+), so that no cell takes time.
+_ITEM = r"""\s*+(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|[\w.+-]++)\s*+"""
+_LIST_LITERAL = re.compile(rf"\[(?:{_ITEM}(?:,{_ITEM})*,?)?\s*\]", re.DOTALL)
 
 
 def cell_text(value: Any) -> str:
@@ -126,7 +127,7 @@ class LabelCells:
                 if labels is None:
                     self._note_bad(cell)
                 else:
-                    self.labels_of_cell[cell] = _stripped(labels)
+                    self.labels_of_cell[cell] = _stripped(labels) if labels else ()
             else:
                 self.labels_of_cell[cell] = None  # keeps the order of cells
                 separated.append(cell)

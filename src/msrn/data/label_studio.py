@@ -141,7 +141,8 @@ class LabelStudioSource(Source):
     def _tasks(self, records: list[dict[str, Any]], from_name: str | None) -> Iterator[_Task]:
         num_cancelled = 0
         for number, record in enumerate(records, start=1):
-            task = _Task(f"task {record.get('id', f'number {number}')}", record.get("data") or {})
+            data = record.get("data")
+            task = _Task(f"task {record.get('id', f'number {number}')}", data if isinstance(data, dict) else {})
             try:
                 for annotation in record.get("annotations") or ():
                     if annotation.get("was_cancelled"):
@@ -154,7 +155,9 @@ class LabelStudioSource(Source):
                     ]
                     task.choices.append(frozenset(str(label).strip() for labels in results for label in labels))
             except (AttributeError, KeyError, TypeError) as error:
-                message = f"{self._file}: {task.name}: annotations in an unknown form ({error!r}). Export as JSON again."
+                message = (
+                    f"{self._file}: {task.name}: annotations in an unknown form ({error!r}). Export as JSON again."
+                )
                 self._report("bad value", message, file=self._file)
             yield task
         if num_cancelled:

@@ -1,0 +1,38 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msrn.data.cells import LabelCells, cell_text, is_plain, list_text, shown
+
+LABELS = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() == text and not set(text) & {"\x01", "\x02"})
+
+
+@given(st.lists(st.lists(LABELS, max_size=4), max_size=4))
+def test_lists_keep_their_labels_whatever_these_hold(lists: list[list[str]]) -> None:
+    cells = [list_text(labels) for labels in lists]
+    parsed = LabelCells(cells)
+    assert [parsed.labels_of_cell[cell] for cell in cells] == [tuple(labels) for labels in lists]
+
+
+@given(st.lists(LABELS.filter(lambda text: "|" not in text and "[" not in text), min_size=2, max_size=4))
+def test_python_and_json_lists_are_separated_cells_without_a_separator(labels: list[str]) -> None:
+    cells = [repr(labels), list_text(labels), "|".join(labels)]
+    assert LabelCells(cells).labels_of_cell == dict.fromkeys(cells, tuple(labels))
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [["a"]], [{"a": 1}]])
+def test_what_is_no_cell(value: object) -> None:
+    cell = cell_text(value)
+    assert not is_plain(cell)
+    assert shown(cell) == str(value)
+    assert LabelCells([cell]).bad_cells == {cell}
+
+
+def test_long_cells_are_shown_in_part() -> None:
+    assert shown("x" * 100) == "x" * 77 + "..."
+
+
+def test_pathological_cells_take_no_time() -> None:
+    cells = ["[" + "a " * 10_000 + "]", "['" + "\\'" * 10_000 + "]", "[" + "," * 10_000 + "]", "[" * 5000 + "]" * 5000]
+    cells += ["['a'" + " " * 50_000 + "x]", "[" + " " * 50_000 + "'x]"]
+    assert LabelCells(cells).bad_cells == set(cells)
