@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from msrn.errors import LabelMismatchError
 from msrn.labels import (
+    EdgeRule,
     LabelGraph,
     build_adjacency,
     build_attention_mask,
@@ -124,3 +126,58 @@ def test_shapes_that_disagree() -> None:
 def test_negative_counts() -> None:
     with pytest.raises(ValueError, match=r"numbers of images, got negative ones\. Count them anew"):
         LabelGraph(("cat",), torch.tensor([[0]]), torch.tensor([-1]))
+
+
+def test_counts_of_many_rows_equal_those_of_one_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(-1, 2, (70_000, 5), generator=generator, dtype=torch.int8)  # more rows than a chunk
+    both, counts = count_co_occurrence(target)
+    present = (target == 1).double()
+    assert torch.equal(both, (present.T @ present).long().fill_diagonal_(0))
+    assert torch.equal(counts, present.sum(dim=0).long())
+    assert both.dtype == counts.dtype == torch.int64
+
+
+def test_given_edges_are_weighed_like_those_of_a_threshold(label_graph: LabelGraph) -> None:
+    edges = (label_graph.adjacency > 0).fill_diagonal_(False)
+    graph = LabelGraph(
+        label_graph.label_names, label_graph.co_occurrence, label_graph.label_counts, edges=edges, rule="mine"
+    )
+    assert torch.equal(graph.adjacency, label_graph.adjacency)
+    assert graph.rule == "mine"
+    assert label_graph.rule == "P(j | i) >= 0.4"
+    assert label_graph.edges is None
+
+
+@pytest.mark.usefixtures("typing_off")
+def test_edges_of_another_shape_or_to_itself() -> None:
+    arguments = (("cat", "dog"), torch.zeros(2, 2).int(), torch.ones(2).int())
+    with pytest.raises(ValueError, match=r"different labels and have shape \(2, 2\), got \(3, 3\)\. Make them"):
+        LabelGraph(*arguments, edges=torch.zeros(3, 3).bool())
+    with pytest.raises(ValueError, match=r"got \(2, 2\) with a label joined to itself"):
+        LabelGraph(*arguments, edges=torch.eye(2).bool())
+
+
+@settings(max_examples=30, deadline=None)
+@given(order=st.permutations(range(6)), rule=st.sampled_from(["threshold", "top-k"]))
+def test_reordered_graph_is_the_graph_of_reordered_columns(order, rule) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(60, 6, generator=generator) < 0.4).int()
+    names = list("abcdef")
+    # Ties of top-k go by order, so the edges are those of the first graph.
+    graph = LabelGraph.from_target(target, names, rule=EdgeRule(rule))
+    moved = graph.reorder([names[i] for i in order])
+    assert torch.equal(moved.co_occurrence, count_co_occurrence(target[:, order])[0])
+    assert torch.equal(moved.label_counts, count_co_occurrence(target[:, order])[1])
+    assert torch.equal(moved.adjacency > 0, graph.adjacency[order][:, order] > 0)
+    assert moved.reorder(names).rule == graph.rule
+
+
+def test_reordering_to_other_labels_names_them(label_graph: LabelGraph) -> None:
+    with pytest.raises(
+        LabelMismatchError,
+        match=r"knows 6 labels, the data has 2\. It lacks 'owl'\. It has 'bird', 'boat', 'cup', 'dog', 'tree' beside them\.",
+    ):
+        label_graph.reorder(["cat", "owl"])
+    with pytest.raises(LabelMismatchError, match=r"the data has 7\."):
+        label_graph.reorder([*label_graph.label_names, "cat"])

@@ -146,7 +146,8 @@ def _parse(values: Any) -> CountedGraph:
     graph = LabelGraph(tuple(names), both, counts, threshold=threshold)
     if "edges" in values:
         edges = _edges(values["edges"], num_labels)
-        if not torch.equal(edges, (graph.adjacency > 0).fill_diagonal_(False)):
+        is_of_threshold = torch.equal(edges, (graph.adjacency > 0).fill_diagonal_(False))
+        if not is_of_threshold or texts["rule"] not in (None, graph.rule):
             graph = LabelGraph(tuple(names), both, counts, threshold, edges, texts["rule"] or "")
     return CountedGraph(graph, num_images, texts["split"], texts["split_sha256"])
 
