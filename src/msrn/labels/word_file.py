@@ -3,8 +3,8 @@
 import gzip
 import zlib
 from collections.abc import Collection
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Float32
@@ -43,8 +43,8 @@ def find_words(path: str | Path, wanted: Collection[str]) -> dict[str, Float32[n
             if not start.startswith(_GZIP):
                 found = _find(file, keys, path)
             else:
-                with gzip.open(file) as unpacked:
-                    found = _find(unpacked, keys, path)
+                with BufferedReader(gzip.GzipFile(fileobj=file)) as unpacked:
+                    found = _find(unpacked, keys, path)  # type: ignore[arg-type]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is not a whole gzip file: {error}. Download it again.") from None
     except OSError as error:
@@ -52,7 +52,7 @@ def find_words(path: str | Path, wanted: Collection[str]) -> dict[str, Float32[n
     return {word.decode("utf-8"): vector for word, vector in found.items()}
 
 
-def _find(file: IO[bytes] | gzip.GzipFile, wanted: set[bytes], path: Path) -> dict[bytes, Float32[np.ndarray, " E"]]:
+def _find(file: BufferedReader, wanted: set[bytes], path: Path) -> dict[bytes, Float32[np.ndarray, " E"]]:
     first = file.readline(_MAX_LINE_BYTES)
     header = first.split()
     if len(header) != 2 or not all(part.isdigit() for part in header):
@@ -60,14 +60,14 @@ def _find(file: IO[bytes] | gzip.GzipFile, wanted: set[bytes], path: Path) -> di
     num_words, dim = map(int, header)
     if not 1 <= dim <= _MAX_DIM:
         raise DataError(f"{path}, line 1: vectors of width {dim}, expected 1 to {_MAX_DIM}. Download the file again.")
-    next_bytes = file.peek(512)[:512]  # type: ignore[union-attr]
+    next_bytes = file.peek(512)[:512]
     if ".bin" in path.suffixes or next_bytes.translate(None, _CONTROL) != next_bytes:
         return _find_in_binary(file, num_words, dim, wanted, path)
     return _find_in_text(file, file.readline(_MAX_LINE_BYTES), dim, wanted, path, number=2)
 
 
 def _find_in_text(
-    file: IO[bytes] | gzip.GzipFile, line: bytes, dim: int, wanted: set[bytes], path: Path, *, number: int
+    file: BufferedReader, line: bytes, dim: int, wanted: set[bytes], path: Path, *, number: int
 ) -> dict[bytes, Float32[np.ndarray, " E"]]:
     """Look through the lines from `line`, the one of this number, on."""
     if not 1 <= dim <= _MAX_DIM:
@@ -123,7 +123,7 @@ def _finite(vector: np.ndarray, where: str) -> Float32[np.ndarray, " E"]:
 
 
 def _find_in_binary(
-    file: IO[bytes] | gzip.GzipFile, num_words: int, dim: int, wanted: set[bytes], path: Path
+    file: BufferedReader, num_words: int, dim: int, wanted: set[bytes], path: Path
 ) -> dict[bytes, Float32[np.ndarray, " E"]]:
     """word2vec's own form: a word, a space, `dim` numbers of 4 bytes, and a line break or none."""
     found: dict[bytes, Float32[np.ndarray, " E"]] = {}
