@@ -217,6 +217,17 @@ def test_problems_are_gathered(tmp_path: Path) -> None:
     assert [(problem.kind, problem.line) for problem in problems] == [("unknown split", None), ("unknown label", 2)]
 
 
+def test_splits_must_have_the_same_features(tmp_path: Path) -> None:
+    # The same class number would mean another label.
+    splits = {
+        name: dataset(label=[0, 1, 1], features={"label": classes(*order)})
+        for name, order in {"train": ("cat", "dog"), "test": ("dog", "cat")}.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path)
+    with pytest.raises(DataError, match="split 'test' has other columns or class labels than 'train'"):
+        open_source(tmp_path)
+
+
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="is no Hugging Face data set: expected a folder of save_to_disk"):
         HuggingFaceSource(tmp_path)

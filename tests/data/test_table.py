@@ -479,7 +479,11 @@ def test_columns_of_parquet_that_are_no_cells_are_passed_over(tmp_path: Path) ->
         TableSource(tmp_path / "t.parquet", label_column="box")
     with pytest.raises(DataError, match=r"t\.parquet:1: expected a path in column 'thumb', got binary\."):
         TableSource(tmp_path / "t.parquet", path_column="thumb")
-    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-10])
+    content = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(content.replace(b"box", b"b\xffx"))
+    with pytest.raises(DataError, match=r"t\.parquet: no whole Parquet file \(.*utf-8.*\)"):
+        TableSource(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(content[:-10])
     with pytest.raises(DataError, match=r"t\.parquet: no whole Parquet file \(.*\)\. Write or copy it again"):
         TableSource(tmp_path / "t.parquet")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int8
 
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, cell_text, shown
 from msrn.data.packed import PackedImage
@@ -44,7 +45,7 @@ def _holds_images(file: Path) -> bool:
         return False  # left to the reader of tables, which says so
     try:
         schema = parquet.read_schema(file)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{file}: no whole Parquet file ({error}). Write or copy it again.") from error
     return any(_is_image_struct(pyarrow, field.type) for field in schema)
 
@@ -98,9 +99,9 @@ class HuggingFaceSource(Source):
     """A data set of the library `datasets` with a column of images.
 
     Labels stand in a column (`labels`, `label`, `tags`, or the categories of `objects`) of names, numbers or class labels,
-    one or a list of them, or in one column a label: those of bool, and those of whole numbers that are all 1, 0 or -1. A
-    null is unknown, an empty list says that nothing is present. Splits are those of the data set; "validation" is val.
-    Images are neither decoded nor loaded when it is opened. Code that comes with a data set is never run.
+    one or a list of them, or in one column a label: those of bool, and those of numbers that are all 1, 0 or -1. A null is
+    unknown, an empty list says that nothing is present. Splits are those of the data set; "validation" is val. Images are
+    neither decoded nor loaded when it is opened. Code that comes with a data set is never run.
 
     Args:
         path: A folder of `save_to_disk`; a Parquet file with images, or a folder of them (`data/train-00000-of-00001.parquet`),
@@ -139,26 +140,31 @@ class HuggingFaceSource(Source):
         if not self.splits:
             raise SourceNotFoundError(f"{path} has none of the splits train, val and test. Rename its splits.")
         features = by_split[self.splits[0]].features
+        different = [split for split in self.splits if by_split[split].features != features]
+        if different:
+            raise DataError(
+                f"{path}: split '{different[0]}' has other columns or class labels than '{self.splits[0]}'. Cast all splits "
+                "to the same features."
+            )
         missing = [name for name in (path_column, label_column, group_column) if name and name not in features]
         if missing:
             raise DataError(f"{path}: no column '{missing[0]}', only: {', '.join(features)}. Choose one of these.")
 
         image_column = self._find_image_column(features, path_column)
         self._images = {split: _undecoded(dataset, image_column) for split, dataset in by_split.items()}
-        self._group_column = group_column
-        self._columns: dict[str, dict[str, list[Any]]] = {}
         label_column = label_column or next((name for name in _LABEL_COLUMNS if name in features), None)
         self.names_every_label = label_column is not None
-        candidates = [label_column] if label_column else self._columns_of_labels(features, label_names)
-        for split, dataset in by_split.items():
-            names = [*candidates, *([group_column] if group_column else [])]
-            values = dataset.with_format("arrow").select_columns(names)[:] if names else {}
-            self._columns[split] = {name: values[name].to_pylist() for name in names}
-
+        candidates = [label_column] if label_column else _columns_of_labels(self.root, features, label_names)
+        columns = {split: _values(dataset, candidates) for split, dataset in by_split.items()}
         if label_column:
-            self._read_label_cells(label_column, features[label_column], label_separator, label_names)
+            self._read_label_cells(columns, features, label_separator, label_names)
         else:
-            self._read_label_columns(candidates, features, label_names)
+            self._read_label_columns(columns, features, label_names, group_column)
+        self._groups = {
+            split: tuple(map(cell_text, _values(dataset, [group_column])[group_column]))
+            for split, dataset in by_split.items()
+            if group_column
+        }
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -171,9 +177,7 @@ class HuggingFaceSource(Source):
 
     def groups(self, split: str) -> tuple[str, ...] | None:
         """What `group_column` says of each image of a split, blank where it is null; None without that option."""
-        if self._group_column is None:
-            return None
-        return tuple(map(cell_text, self._columns[split][self._group_column]))
+        return self._groups.get(split)
 
     def _name_splits(self, loaded: dict[str, Any]) -> dict[str, Any]:
         by_split: dict[str, Any] = {}
@@ -198,64 +202,56 @@ class HuggingFaceSource(Source):
             self.notes += (f"Images are those of the column '{names[0]}'; {', '.join(names[1:])} were passed over.",)
         return asked or names[0]
 
-    def _columns_of_labels(self, features: Any, label_names: Sequence[str] | None) -> list[str]:
-        """The columns that may be one label each."""
-        missing = [name for name in label_names or () if name not in features]
-        if missing:
-            raise DataError(
-                f"{self.root}: no column for {len(missing)} of label_names: {', '.join(missing[:_NUM_SHOWN])}; the columns "
-                f"are {', '.join(features)}. Correct the names, or pass label_column."
-            )
-        if label_names is not None:
-            return list(label_names)
-        is_number = ("bool", "int", "uint", "float")
-        return [
-            name
-            for name, feature in features.items()
-            if name != self._group_column and str(getattr(feature, "dtype", "")).startswith(is_number)
-        ]
-
-    def _read_label_columns(self, candidates: list[str], features: Any, label_names: Sequence[str] | None) -> None:
+    def _read_label_columns(
+        self,
+        columns: dict[str, dict[str, list[Any]]],
+        features: Any,
+        label_names: Sequence[str] | None,
+        group_column: str | None,
+    ) -> None:
         """One column a label: those whose values all are known, unless `label_names` says which ones are labels."""
-        values: dict[str, dict[str, list[int | None]]] = {
-            split: {name: [BYTE_OF_CELL.get(cell_text(value)) for value in columns[name]] for name in candidates}
-            for split, columns in self._columns.items()
+        known = {
+            split: {name: [BYTE_OF_CELL.get(cell_text(value)) for value in values] for name, values in of_split.items()}
+            for split, of_split in columns.items()
         }
-        for split, columns in values.items() if label_names else ():
-            for name in candidates:
-                for row in [row for row, byte in enumerate(columns[name]) if byte is None]:
+        names = list(label_names or ())
+        for split in known if names else ():
+            for name in names:
+                for row in [row for row, byte in enumerate(known[split][name]) if byte is None]:
                     message = (
                         f"{self.root}: split '{split}', row {row + 1}, column '{name}': expected 1, 0, or null for unknown, "
-                        f"got '{shown(cell_text(self._columns[split][name][row]))}'. Correct the value."
+                        f"got '{shown(cell_text(columns[split][name][row]))}'. Correct the value."
                     )
                     self._report("bad value", message, file=self.root, line=row + 1)
-        names = [
-            name for name in candidates if label_names or all(None not in columns[name] for columns in values.values())
-        ]
+        if not names:
+            candidates = (name for name in columns[self.splits[0]] if name != group_column)
+            names = [name for name in candidates if all(None not in of_split[name] for of_split in known.values())]
         if not names:
             raise DataError(
                 f"{self.root}: expected a column of labels ({', '.join(_LABEL_COLUMNS)}), or one column a label with 1, 0 "
                 f"or null, got {', '.join(features)}. Pass label_column."
             )
-        passed_over = [name for name in features if name not in names and not _is_image(features[name])]
+        passed_over = [
+            name for name in features if name not in (*names, group_column) and not _is_image(features[name])
+        ]
         if passed_over:
             self.notes += (f"Columns that were not taken for labels: {', '.join(passed_over)}.",)
         self.label_names = tuple(names)
-        self._target = {
-            split: np.array(
-                [[255 if byte is None else byte for byte in columns[name]] for name in names], dtype=np.uint8
-            )
-            for split, columns in values.items()
-        }
-        self._target = {split: target.T.astype(np.int8, order="C") for split, target in self._target.items()}
+        self._target = {split: _stack([of_split[name] for name in names]) for split, of_split in known.items()}
 
     def _read_label_cells(
-        self, column: str, feature: Any, separator: str | None, label_names: Sequence[str] | None
+        self,
+        columns: dict[str, dict[str, list[Any]]],
+        features: Any,
+        separator: str | None,
+        label_names: Sequence[str] | None,
     ) -> None:
         """One column of labels."""
+        ((column, _),) = columns[self.splits[0]].items()
+        feature = features[column]
         cells = {
-            split: [cell_text(_labels_in(value, feature)) for value in columns[column]]
-            for split, columns in self._columns.items()
+            split: [cell_text(_labels_in(value, feature)) for value in of_split[column]]
+            for split, of_split in columns.items()
         }
         parsed = LabelCells((cell for of_split in cells.values() for cell in of_split), separator)
         self.label_names = tuple(label_names or _class_names(feature) or parsed.label_names)
@@ -272,7 +268,7 @@ class HuggingFaceSource(Source):
                         f"{at}: expected labels in column '{column}', got {shown(cell)}. Pass another label_column."
                     )
                     self._report("bad value", message, file=self.root, line=row)
-                for label in unknown.intersection(parsed.labels_of_cell[cell] or ()):
+                for label in sorted(unknown.intersection(parsed.labels_of_cell[cell] or ())):
                     message = f"{at}: label '{label}' is not in label_names. Correct it, or add it."
                     self._report("unknown label", message, file=self.root, line=row)
         self._target = {split: parsed.target(of_split, self.label_names) for split, of_split in cells.items()}
@@ -281,6 +277,34 @@ class HuggingFaceSource(Source):
         dataset = self._images[split]
         images = tuple(DatasetImage(str(self.root), split, dataset, row) for row in range(len(dataset)))
         return LabelledImages(images, self._target[split].copy(), self.label_names, split)
+
+
+def _columns_of_labels(root: Path, features: Any, label_names: Sequence[str] | None) -> list[str]:
+    """The columns that may be one label each."""
+    missing = [name for name in label_names or () if name not in features]
+    if missing:
+        raise DataError(
+            f"{root}: no column for {len(missing)} of label_names: {', '.join(missing[:_NUM_SHOWN])}; the columns are "
+            f"{', '.join(features)}. Correct the names, or pass label_column."
+        )
+    if label_names is not None:
+        return list(label_names)
+    of_numbers = ("bool", "int", "uint", "float")
+    return [name for name, feature in features.items() if str(getattr(feature, "dtype", "")).startswith(of_numbers)]
+
+
+def _values(dataset: Any, names: list[str]) -> dict[str, list[Any]]:
+    """Whole columns as Python's values; images are not touched."""
+    if not names:
+        return {}
+    table = dataset.with_format("arrow").select_columns(names)[:]
+    return {name: table[name].to_pylist() for name in names}
+
+
+def _stack(columns: list[list[int | None]]) -> Int8[np.ndarray, "N L"]:
+    """The target whose columns are given as bytes; None is unknown."""
+    values = np.array([[255 if byte is None else byte for byte in column] for column in columns], dtype=np.uint8)
+    return np.ascontiguousarray(values.T).view(np.int8)
 
 
 def _is_saved(path: Path) -> bool:

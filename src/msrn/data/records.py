@@ -106,7 +106,9 @@ def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]
                 for row in zip(*columns.values(), strict=True):
                     yield line, list(row)
                     line += 1
-    except pyarrow.ArrowException as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise DataError(f"{table}: no whole Parquet file ({error}). Write or copy it again.") from error
 
 

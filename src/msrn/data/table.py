@@ -102,8 +102,8 @@ class TableSource(Source):
       without a name are ignored.
 
     Splits come from a column (`split`, `split_name` or `subset`) or from one table a split; a table with neither is all
-    train. Paths are relative to the table's folder; `shards/a.tar/0001.jpg` is a member of a tar archive. Whether the images exist
-    is not checked here. A key that a row of JSON Lines lacks is unknown in it.
+    train. Paths are relative to the table's folder; `shards/a.tar/0001.jpg` is a member of a tar archive. Whether the
+    images exist is not checked here. A key that a row of JSON Lines lacks is unknown in it.
 
     Args:
         path: A .csv, .tsv, .jsonl, .ndjson (UTF-8) or .parquet file, or a folder with `train.csv`, `val.csv` and
