@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from msrn.bundle import Bundle, bundle, load_bundle, save_bundle
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
-from msrn.labels import LabelGraph
+from msrn.labels import EdgeRule, LabelGraph
 from msrn.models import PUBLISHED, build_model
 
 TINY = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 8, 8], "stem_width": 8}}
@@ -76,6 +76,33 @@ def test_loaded_bundle_gives_identical_logits(label_graph: LabelGraph, tmp_path:
     assert loaded.preprocessing == original.preprocessing
     assert not loaded.model.training
     assert (loaded.threshold, loaded.training) == (0.3, original.training)
+
+
+@pytest.mark.parametrize(
+    "rule", [EdgeRule("top-k", top_k=2), EdgeRule("lift", significance=0.5), EdgeRule(threshold=0.7)]
+)
+def test_edges_of_every_rule_come_back(label_graph: LabelGraph, tmp_path: Path, rule: EdgeRule) -> None:
+    counts = (label_graph.co_occurrence, label_graph.label_counts)
+    graph = LabelGraph(label_graph.label_names, *counts, **rule.arguments(*counts, 40))
+    save_bundle(make(graph), tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle").label_graph
+    assert torch.equal(loaded.adjacency, graph.adjacency)
+    assert (loaded.edges is None) == (graph.edges is None)
+    assert loaded.rule == graph.rule == str(rule)
+
+
+def test_graph_of_a_threshold_is_saved_as_before(saved: Path) -> None:
+    assert "graph_rule" not in json.loads((saved / "config.json").read_text())
+    assert "label_graph.edges" not in load_file(saved / "model.safetensors")
+
+
+@pytest.mark.parametrize("edges", [torch.zeros(2, 2).bool(), torch.eye(6).bool(), torch.zeros(6, 6)])
+@pytest.mark.usefixtures("typing_off")
+def test_damaged_edges(path: Path, edges: torch.Tensor) -> None:
+    tensors = load_file(path / "model.safetensors")
+    save_file({**tensors, "label_graph.edges": edges}, path / "model.safetensors")
+    with pytest.raises(BundleError, match="the label graph is damaged"):
+        load_bundle(path)
 
 
 def test_holds_no_pickle(saved: Path) -> None:

@@ -1,0 +1,78 @@
+"""The picture of the label graph, from one label to a thousand."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from msrn.errors import MSRNError
+from msrn.labels import EdgeRule, LabelGraph
+from msrn.report import draw_label_graph, save_label_graph
+from msrn.report.label_graph import _draw
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("networkx")
+
+
+def graph_of(num_labels: int, *, density: float = 0.3, rule: str = "top-k", name: str = "label") -> LabelGraph:
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(300, num_labels, generator=generator) < density).int()
+    return LabelGraph.from_target(target, [f"{name} {number}" for number in range(num_labels)], rule=EdgeRule(rule))
+
+
+def texts_of(graph: LabelGraph) -> tuple[list[str], list[str]]:
+    """The labels that are named, and the notes below."""
+    figure = _draw(graph, None)
+    return [text.get_text() for text in figure.axes[0].texts], [text.get_text() for text in figure.texts]
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 20, 80])
+def test_every_label_of_a_small_graph_is_named(num_labels: int) -> None:
+    graph = graph_of(num_labels)
+    assert texts_of(graph) == (list(graph.label_names), [])
+    assert draw_label_graph(graph).startswith("<svg")
+
+
+def test_a_thousand_labels_take_seconds_and_some_are_named() -> None:
+    graph = graph_of(1000, density=0.01)
+    start = time.perf_counter()
+    names, notes = texts_of(graph)
+    assert time.perf_counter() - start < 60
+    assert 10 < len(names) <= 70
+    assert notes == [f"{len(names)} of 1000 labels named, from those of most edges on"]
+
+
+def test_more_edges_than_can_be_drawn_are_counted() -> None:
+    graph = graph_of(200, density=0.7, rule="threshold")
+    assert f"4000 of {graph.num_edges} edges drawn, the most likely" in texts_of(graph)[1][0]
+
+
+def test_the_same_graph_gives_the_same_picture() -> None:
+    for num_labels in (20, 200):
+        graph = graph_of(num_labels, density=0.05)
+        first, second = (_draw(graph, None).axes[0].texts for _ in range(2))
+        assert [tuple(text.xy) for text in first] == [tuple(text.xy) for text in second]
+
+
+def test_names_are_not_taken_for_mathematics() -> None:
+    svg = draw_label_graph(graph_of(3, name="$x_{$ \\frac"))
+    assert svg.startswith("<svg")
+
+
+def test_groups_colour_the_labels() -> None:
+    svg = draw_label_graph(graph_of(4), np.array([0, 0, 1, 1]))
+    assert "#0072b2" in svg.lower()
+    assert "#e69f00" in svg.lower()
+
+
+def test_files(tmp_path: Path) -> None:
+    save_label_graph(graph_of(5), tmp_path / "a.svg")
+    save_label_graph(graph_of(5), tmp_path / "a.png")
+    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(
+        MSRNError, match=r"a\.jpg has an ending that no picture is written to\. Give a name that ends in"
+    ):
+        save_label_graph(graph_of(5), tmp_path / "a.jpg")
