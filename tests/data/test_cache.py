@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import msrn.data.cache
+import msrn.data.shared
 from msrn.data.cache import DecodedCache
 
 
@@ -104,12 +105,12 @@ def test_an_image_whose_writer_died_is_absent_and_others_go_on(fork: multiproces
 
 
 def test_a_lock_that_never_comes_back_costs_the_cache_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(msrn.data.cache, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(msrn.data.shared, "_LOCK_TIMEOUT_S", 0.05)
     cache = DecodedCache(2, max_bytes=10_000)
     cache.put(0, noise(0))
-    cache._lock.acquire()  # as a killed process would leave it
+    cache._lock._lock.acquire()  # as a killed process would leave it
     assert cache.get(0) is None
-    monkeypatch.setattr(msrn.data.cache, "_LOCK_TIMEOUT_S", 1000)  # it is not waited for again
+    monkeypatch.setattr(msrn.data.shared, "_LOCK_TIMEOUT_S", 1000)  # it is not waited for again
     cache.put(1, noise(1))
     assert cache.get(0) is None
     assert cache.used_bytes == 600

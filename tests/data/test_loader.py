@@ -122,10 +122,23 @@ def test_a_batch_is_its_images_one_by_one_in_channels_last_order(images, num_wor
     dataset = ImageDataset(images, transform, seed=3)
     for batch in loader:
         assert batch["images"].is_contiguous(memory_format=torch.channels_last)
-        assert batch["images"].is_shared() == (num_workers > 0)
         for row, index in enumerate(batch["index"].tolist()):
             assert torch.equal(batch["images"][row], dataset[0, index]["images"])
             assert torch.equal(batch["target"][row], dataset[0, index]["target"])
+
+
+def test_batches_that_are_kept_stay_as_they_are(images):
+    """Memory of batches is used again, but only once nobody holds them, nor a part of them."""
+    loader = build_loader(images, TrainTransform(PREPROCESSING), batch_size=1, num_workers=2, shuffle=True, seed=3)
+    dataset = ImageDataset(images, TrainTransform(PREPROCESSING), seed=3)
+    kept = [(int(batch["index"]), batch["images"][0, 1:]) for _ in range(3) for batch in loader]
+    assert len(kept) == 30
+    assert all(torch.equal(view, dataset[0, index]["images"][1:]) for index, view in kept)
+    assert loader.dataset.batches._is_used.sum() == 6
+    del kept
+    assert loader.dataset.batches._is_used.sum() == 0
+    addresses = {batch["images"].data_ptr() for _ in range(3) for batch in loader}
+    assert len(addresses) <= 6
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

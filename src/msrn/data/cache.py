@@ -1,15 +1,12 @@
 """Decoded images, kept in memory from the first epoch on and shared by the processes that read them."""
 
 import mmap
-import multiprocessing
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
-# Far longer than anyone holds the lock, unless a process was killed with it.
-_LOCK_TIMEOUT_S = 5.0
+from msrn.data.shared import SharedLock
+
 _IN_WORK = -1
 
 
@@ -36,8 +33,7 @@ class DecodedCache:
         self._entries = self._index[1:].reshape(
             num_images, 3
         )  # offset, height, width; height 0 where there is no image
-        self._lock = multiprocessing.Lock()
-        self._is_lost = False
+        self._lock = SharedLock()
         try:
             self._pixels = np.frombuffer(mmap.mmap(-1, max_bytes), np.uint8)
         except (OSError, OverflowError, MemoryError, ValueError):
@@ -50,8 +46,8 @@ class DecodedCache:
 
     def get(self, number: int) -> Image.Image | None:
         """A copy of an image, or None where it is not kept."""
-        with self._locked() as is_locked:
-            offset, height, width = self._entries[number].tolist() if is_locked else (0, 0, 0)
+        with self._lock.held() as is_held:
+            offset, height, width = self._entries[number].tolist() if is_held else (0, 0, 0)
         if height <= 0:
             return None
         return Image.fromarray(self._pixels[offset : offset + 3 * height * width].reshape(height, width, 3))
@@ -59,24 +55,13 @@ class DecodedCache:
     def put(self, number: int, image: Image.Image) -> None:
         """Keep an RGB image, unless it is kept already or does not fit."""
         num_bytes = 3 * image.height * image.width
-        with self._locked() as is_locked:
+        with self._lock.held() as is_held:
             offset = self.used_bytes
-            if not is_locked or self._entries[number, 1] != 0 or offset + num_bytes > len(self._pixels):
+            if not is_held or self._entries[number, 1] != 0 or offset + num_bytes > len(self._pixels):
                 return
             self._index[0] += num_bytes
             self._entries[number, 1] = _IN_WORK
         self._pixels[offset : offset + num_bytes] = np.asarray(image).reshape(-1)
-        with self._locked() as is_locked:
-            if is_locked:
+        with self._lock.held() as is_held:
+            if is_held:
                 self._entries[number] = offset, image.height, image.width
-
-    @contextmanager
-    def _locked(self) -> Iterator[bool]:
-        """Whether the lock was to be had: where a killed process took it along, this one goes on without the cache."""
-        is_locked = not self._is_lost and self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
-        self._is_lost = not is_locked
-        try:
-            yield is_locked
-        finally:
-            if is_locked:
-                self._lock.release()

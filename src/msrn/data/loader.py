@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypedDict
 
 import torch
@@ -11,9 +12,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from msrn.data.cache import DecodedCache
 from msrn.data.images import read_image
+from msrn.data.shared import SharedBatches
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
 from msrn.errors import UnreadableImageError
+
+# A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
+_SLOTS_PER_WORKER = 3
 
 
 class Batch(TypedDict):
@@ -65,6 +70,7 @@ class ImageDataset(Dataset[Batch]):
         min_size: Least (height, width) the transform needs, for training: larger JPEGs may be decoded at a part of their size,
             see `read_image`. None reads every image at its own size, as evaluation does.
         cache: Keeps the decoded images.
+        batches: Where workers put whole batches.
     """
 
     def __init__(
@@ -75,12 +81,14 @@ class ImageDataset(Dataset[Batch]):
         seed: int = 0,
         min_size: tuple[int, int] | None = None,
         cache: DecodedCache | None = None,
+        batches: SharedBatches | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
         self.min_size = min_size
         self.cache = cache
+        self.batches = batches
         self.target = torch.from_numpy(images.target)
 
     def __len__(self) -> int:
@@ -96,12 +104,18 @@ class ImageDataset(Dataset[Batch]):
         if not isinstance(self.transform, Preprocessing | TrainTransform):
             return default_collate([self[key] for key in keys])  # type: ignore[no-any-return]
         # Each view is written to where the batch leaves from: copying and stacking would take as long as a small JPEG.
-        images = _empty_images(len(keys), self.transform.size)
+        is_sent = self.batches is not None and get_worker_info() is not None and len(keys) <= self.batches.batch_size
+        slot = self.batches.claim() if self.batches is not None and is_sent else None
+        images: Any
+        if self.batches is None or slot is None:
+            images = sent = torch.empty(len(keys), *self.transform.size, 3).permute(0, 3, 1, 2)
+        else:
+            images, sent = self.batches.images(slot, len(keys)), self.batches.parcel(slot, len(keys))
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         for (epoch, index), out in zip(pairs, images, strict=True):
             self._view(epoch, index, out=out)
         rows = torch.tensor([index for _, index in pairs])
-        return {"images": images, "target": self.target[rows].long(), "index": rows}
+        return {"images": sent, "target": self.target[rows].long(), "index": rows}
 
     def _view(self, epoch: int, index: int, **out: Tensor) -> Tensor:
         image = self._read(index)
@@ -117,17 +131,6 @@ class ImageDataset(Dataset[Batch]):
             if self.cache is not None:
                 self.cache.put(index, image)
         return image
-
-
-def _empty_images(num_images: int, size: tuple[int, int]) -> Tensor:
-    """A batch in `channels_last` order; that of a worker lies in memory it shares with the process it works for."""
-    shape = (num_images, *size, 3)
-    images = torch.empty(shape if get_worker_info() is None else 0)
-    if get_worker_info() is not None:
-        # As PyTorch's own default_collate: sharing it afterwards would copy it.
-        num_bytes = images.element_size() * torch.Size(shape).numel()
-        images.set_(torch.UntypedStorage._new_shared(num_bytes), 0, shape)  # type: ignore[call-overload]
-    return images.permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
 class ImageLoader(DataLoader[Batch]):
@@ -146,6 +149,9 @@ class ImageLoader(DataLoader[Batch]):
         except UnreadableImageError as error:
             # PyTorch puts a worker's whole traceback into the message; ours is its end.
             raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
+        finally:
+            if isinstance(self.dataset, ImageDataset) and self.dataset.batches is not None:
+                self.dataset.batches.give_back()
 
 
 def build_loader(
@@ -174,10 +180,15 @@ def build_loader(
         cache_bytes: Memory for decoded images, filled in the first epoch. Workers share it where they are forked; under other
             start methods of `multiprocessing` nothing is kept.
     """
-    is_shared = num_workers == 0 or multiprocessing.get_start_method() == "fork"
+    is_forked = num_workers > 0 and multiprocessing.get_start_method() == "fork"
+    is_shared = num_workers == 0 or is_forked
     cache = DecodedCache(len(images), max_bytes=cache_bytes) if cache_bytes > 0 and is_shared else None
+    batches = None
+    if is_forked and isinstance(transform, Preprocessing | TrainTransform):
+        with suppress(OSError, OverflowError, MemoryError):
+            batches = SharedBatches(_SLOTS_PER_WORKER * num_workers, batch_size, transform.size)
     return ImageLoader(
-        ImageDataset(images, transform, seed=seed, min_size=min_size, cache=cache),
+        ImageDataset(images, transform, seed=seed, min_size=min_size, cache=cache, batches=batches),
         batch_size=batch_size,
         sampler=EpochSampler(len(images), seed=seed, current_epoch=current_epoch) if shuffle else None,
         drop_last=shuffle and len(images) >= batch_size,
