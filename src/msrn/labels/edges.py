@@ -111,7 +111,8 @@ def edges_by_lift(
         raise ValueError(
             f"num_images is {num_images}, but a label is in {int(label_counts.max())} images. Give the number of all images."
         )
-    i, j = torch.triu_indices(num_labels, num_labels, offset=1)  # (pairs,)
+    # Pairs that never occur together have no lift; leaving them out keeps this small for thousands of labels.
+    i, j = co_occurrence.triu(1).nonzero(as_tuple=True)  # (pairs,)
     counts = label_counts.to(torch.float64)
     both, count_i, count_j = co_occurrence[i, j].to(torch.float64), counts[i], counts[j]
     other_i, other_j = num_images - count_i, num_images - count_j
@@ -122,7 +123,7 @@ def edges_by_lift(
     p_values = torch.where(both > expected[0], torch.erfc((ratio / 2).sqrt()), 1.0)
     ordered = p_values.sort().values
     rank = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
-    passing = ordered[ordered <= significance * rank / max(len(ordered), 1)]
+    passing = ordered[ordered <= significance * rank / max(num_labels * (num_labels - 1) / 2, 1)]
     is_kept = p_values <= (passing[-1] if len(passing) else -1.0)
     edges = torch.zeros(num_labels, num_labels, dtype=torch.bool)
     edges[i[is_kept], j[is_kept]] = True
