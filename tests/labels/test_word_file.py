@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,18 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         find_words(tmp_path / "none.txt", {"cat"})
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         find_words(tmp_path, {"cat"})
+
+
+@pytest.mark.parametrize("kind", ["text", "packed", "binary"])
+def test_the_file_is_never_held(tmp_path: Path, kind: str) -> None:
+    rows = {f"word{number}": [0.5] * 100 for number in range(40_000)}
+    path = write_binary(tmp_path / "a.bin", rows) if kind == "binary" else write_text(tmp_path / "a.txt", rows)
+    assert path.stat().st_size > 16_000_000
+    path = pack(path) if kind == "packed" else path
+    del rows
+    tracemalloc.start()
+    try:
+        assert list(find_words(path, {"word39999"})) == ["word39999"]
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()

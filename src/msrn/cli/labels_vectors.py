@@ -33,7 +33,7 @@ def vectors(
         str,
         typer.Argument(
             metavar="LABELS",
-            help="Label set (voc2007, coco2014), text file with one label a line, JSON of msrn labels graph, or labelled "
+            help="Label set such as voc2007, text file with one label a line, JSON of msrn labels graph, or labelled "
             "images. What exists on disk goes first.",
             show_default=False,
         ),

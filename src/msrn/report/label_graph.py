@@ -169,7 +169,7 @@ def _place(label_graph: LabelGraph, edges: Bool[np.ndarray, "L L"]) -> dict[int,
         return dict(networkx.kamada_kawai_layout(graph, weight="length"))
     likest = np.zeros_like(edges)
     np.put_along_axis(likest, np.argsort(-likeness, axis=1, kind="stable")[:, :4], True, axis=1)
-    sources, targets = np.nonzero(likest | edges)
+    sources, targets = np.nonzero((likest & (likeness > 0)) | edges)
     graph.add_weighted_edges_from(
         (int(i), int(j), 0.05 + float(likeness[i, j])) for i, j in zip(sources, targets, strict=True)
     )
