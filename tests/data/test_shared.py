@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import msrn.data.shared
-from msrn.data.shared import SharedBatches
+from msrn.data.shared import SharedBatches, by_value
 
 
 def test_slots_are_taken_until_there_are_none_and_free_again_when_dropped() -> None:
@@ -54,3 +54,11 @@ def test_a_lost_lock_leaves_batches_without_slots(monkeypatch: pytest.MonkeyPatc
 def test_memory_that_is_not_given_is_an_error() -> None:
     with pytest.raises((OSError, OverflowError)):
         SharedBatches(2**20, 2**20, (2**10, 2**10))
+
+
+@pytest.mark.parametrize("tensor", [torch.arange(6).view(2, 3), torch.zeros(0, 4, dtype=torch.int64)])
+def test_small_tensors_arrive_as_they_were_and_may_be_changed(tensor: torch.Tensor) -> None:
+    received = pickle.loads(pickle.dumps(by_value(tensor)))
+    assert received.dtype == tensor.dtype
+    assert torch.equal(received, tensor)
+    received += 1

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from msrn.data.cache import DecodedCache
 from msrn.data.images import read_image
-from msrn.data.shared import SharedBatches
+from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
 from msrn.errors import UnreadableImageError
@@ -106,16 +106,22 @@ class ImageDataset(Dataset[Batch]):
         # Each view is written to where the batch leaves from: copying and stacking would take as long as a small JPEG.
         is_sent = self.batches is not None and get_worker_info() is not None and len(keys) <= self.batches.batch_size
         slot = self.batches.claim() if self.batches is not None and is_sent else None
-        images: Any
         if self.batches is None or slot is None:
-            images = sent = torch.empty(len(keys), *self.transform.size, 3).permute(0, 3, 1, 2)
+            images = torch.empty(len(keys), *self.transform.size, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
         else:
-            images, sent = self.batches.images(slot, len(keys)), self.batches.parcel(slot, len(keys))
+            images = self.batches.images(slot, len(keys))
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         for (epoch, index), out in zip(pairs, images, strict=True):
             self._view(epoch, index, out=out)
         rows = torch.tensor([index for _, index in pairs])
-        return {"images": sent, "target": self.target[rows].long(), "index": rows}
+        target = self.target[rows].long()
+        if self.batches is None or slot is None:
+            return {"images": images, "target": target, "index": rows}
+        return {
+            "images": self.batches.parcel(slot, len(keys)),
+            "target": by_value(target),
+            "index": by_value(rows),
+        }
 
     def _view(self, epoch: int, index: int, **out: Tensor) -> Tensor:
         image = self._read(index)

@@ -5,7 +5,7 @@ import math
 import mmap
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary, finalize
@@ -77,7 +77,7 @@ class SharedBatches:
 
     def parcel(self, slot: int, num_images: int) -> Any:
         """What to send of a slot that is written: it arrives as the images, and the slot is free once they are dropped."""
-        return _Parcel(self._key, slot, num_images)
+        return _Parcel(_receive, self._key, slot, num_images)
 
     def receive(self, slot: int, num_images: int) -> Float[Tensor, "B 3 H W"]:
         """The images of a slot that was sent."""
@@ -103,12 +103,19 @@ _keys = itertools.count()
 _batches_of_key: WeakValueDictionary[int, SharedBatches] = WeakValueDictionary()
 
 
+def by_value(tensor: Tensor) -> Any:
+    """What to send of a small tensor: it arrives as the tensor. PyTorch would open a file and a connection for it."""
+    return _Parcel(torch.from_numpy, tensor.numpy())
+
+
 class _Parcel:
-    def __init__(self, *address: int) -> None:
-        self.address = address
+    """Becomes what a function returns where it arrives."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, self.address
+        return self.call
 
 
 def _receive(key: int, slot: int, num_images: int) -> Tensor:
