@@ -16,7 +16,7 @@ _ZIP = b"PK\x03\x04"
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _MAX_LINE_BYTES = 1 << 20
 _MAX_DIM = 1 << 16
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 20
 
 
 def find_words(path: str | Path, wanted: Collection[str]) -> dict[str, Float32[np.ndarray, " E"]]:
