@@ -28,7 +28,7 @@ from torch import Tensor
 
 from msrn.data import LabelledImages, open_source
 from msrn.data.images import read_image
-from msrn.data.loader import ImageDataset, build_loader
+from msrn.data.loader import BatchDataset, build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.files import write_json
 
@@ -117,7 +117,7 @@ def first(images: LabelledImages, count: int) -> LabelledImages:
 # Where the time goes
 
 
-class OnesDataset(ImageDataset):
+class OnesDataset(BatchDataset):
     """Batches that only have to be filled and handed over."""
 
     def _view(self, epoch: int, index: int, **out: Tensor) -> Tensor:

@@ -127,6 +127,12 @@ def test_a_batch_is_its_images_one_by_one_in_channels_last_order(images, num_wor
             assert torch.equal(batch["target"][row], dataset[0, index]["target"])
 
 
+def test_the_dataset_serves_any_loader(images):
+    dataset = ImageDataset(images, PREPROCESSING)
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=5))
+    assert torch.equal(torch.cat([batch["images"] for batch in batches])[7], dataset[7]["images"])
+
+
 def test_batches_that_are_kept_stay_as_they_are(images):
     """Memory of batches is used again, but only once nobody holds them, nor a part of them."""
     loader = build_loader(images, TrainTransform(PREPROCESSING), batch_size=1, num_workers=2, shuffle=True, seed=3)

@@ -60,7 +60,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class ImageDataset(Dataset[Batch]):
-    """Reads and transforms one image at a time, or a batch of them.
+    """Reads and transforms one image at a time.
 
     Args:
         images: Paths and targets.
@@ -70,7 +70,6 @@ class ImageDataset(Dataset[Batch]):
         min_size: Least (height, width) the transform needs, for training: larger JPEGs may be decoded at a part of their size,
             see `read_image`. None reads every image at its own size, as evaluation does.
         cache: Keeps the decoded images.
-        batches: Where workers put whole batches.
     """
 
     def __init__(
@@ -81,14 +80,12 @@ class ImageDataset(Dataset[Batch]):
         seed: int = 0,
         min_size: tuple[int, int] | None = None,
         cache: DecodedCache | None = None,
-        batches: SharedBatches | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
         self.min_size = min_size
         self.cache = cache
-        self.batches = batches
         self.target = torch.from_numpy(images.target)
 
     def __len__(self) -> int:
@@ -98,30 +95,6 @@ class ImageDataset(Dataset[Batch]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         tensor = self._view(epoch, index)
         return {"images": tensor, "target": self.target[index].long(), "index": torch.tensor(index)}
-
-    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Batch:
-        """A whole batch, as `DataLoader` asks for it."""
-        if not isinstance(self.transform, Preprocessing | TrainTransform):
-            return default_collate([self[key] for key in keys])  # type: ignore[no-any-return]
-        # Each view is written to where the batch leaves from: copying and stacking would take as long as a small JPEG.
-        is_sent = self.batches is not None and get_worker_info() is not None and len(keys) <= self.batches.batch_size
-        slot = self.batches.claim() if self.batches is not None and is_sent else None
-        if self.batches is None or slot is None:
-            images = torch.empty(len(keys), *self.transform.size, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
-        else:
-            images = self.batches.images(slot, len(keys))
-        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        for (epoch, index), out in zip(pairs, images, strict=True):
-            self._view(epoch, index, out=out)
-        rows = torch.tensor([index for _, index in pairs])
-        target = self.target[rows].long()
-        if self.batches is None or slot is None:
-            return {"images": images, "target": target, "index": rows}
-        return {
-            "images": self.batches.parcel(slot, len(keys)),
-            "target": by_value(target),
-            "index": by_value(rows),
-        }
 
     def _view(self, epoch: int, index: int, **out: Tensor) -> Tensor:
         image = self._read(index)
@@ -137,6 +110,43 @@ class ImageDataset(Dataset[Batch]):
             if self.cache is not None:
                 self.cache.put(index, image)
         return image
+
+
+class BatchDataset(ImageDataset):
+    """Reads whole batches, for a loader that collates nothing.
+
+    Args:
+        images: Paths and targets.
+        transform: From an RGB image to a tensor.
+        batches: Where workers put them.
+        options: Arguments of `ImageDataset`.
+    """
+
+    def __init__(
+        self, images: LabelledImages, transform: Transform, *, batches: SharedBatches | None = None, **options: Any
+    ) -> None:
+        super().__init__(images, transform, **options)
+        self.batches = batches
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Batch:
+        """The batch of these keys."""
+        if not isinstance(self.transform, Preprocessing | TrainTransform):
+            return default_collate([self[key] for key in keys])  # type: ignore[no-any-return]
+        # Each view is written to where the batch leaves from: copying and stacking would take as long as a small JPEG.
+        batches = self.batches if get_worker_info() is not None else None
+        slot = batches.claim() if batches is not None else None
+        if batches is None or slot is None:
+            images = torch.empty(len(keys), *self.transform.size, 3).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        else:
+            images = batches.images(slot, len(keys))
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        for (epoch, index), out in zip(pairs, images, strict=True):
+            self._view(epoch, index, out=out)
+        rows = torch.tensor([index for _, index in pairs])
+        target = self.target[rows].long()
+        if batches is None or slot is None:
+            return {"images": images, "target": target, "index": rows}
+        return {"images": batches.parcel(slot, len(keys)), "target": by_value(target), "index": by_value(rows)}
 
 
 class ImageLoader(DataLoader[Batch]):
@@ -156,7 +166,7 @@ class ImageLoader(DataLoader[Batch]):
             # PyTorch puts a worker's whole traceback into the message; ours is its end.
             raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
         finally:
-            if isinstance(self.dataset, ImageDataset) and self.dataset.batches is not None:
+            if isinstance(self.dataset, BatchDataset) and self.dataset.batches is not None:
                 self.dataset.batches.give_back()
 
 
@@ -194,7 +204,7 @@ def build_loader(
         with suppress(OSError, OverflowError, MemoryError):
             batches = SharedBatches(_SLOTS_PER_WORKER * num_workers, batch_size, transform.size)
     return ImageLoader(
-        ImageDataset(images, transform, seed=seed, min_size=min_size, cache=cache, batches=batches),
+        BatchDataset(images, transform, batches=batches, seed=seed, min_size=min_size, cache=cache),
         batch_size=batch_size,
         sampler=EpochSampler(len(images), seed=seed, current_epoch=current_epoch) if shuffle else None,
         drop_last=shuffle and len(images) >= batch_size,
