@@ -190,6 +190,39 @@ def memory() -> str:
     return lines(header, rows)
 
 
+SPLITTERS = {"msrn": "msrn data split", "first_step": "iterative stratification alone", "random": "random"}
+
+
+def stratification() -> str:
+    """The largest deviations: the worst of several seeds, a random split's on average."""
+    found = read("stratification")
+    rows = []
+    for title, own in found["compared"].items():
+        name, _, shares = title.partition("; ")
+        for splitter, figures in own["deviations"].items():
+            cells = (f"{100 * figures['largest_share']:.2f}", f"{figures['largest_count']:.1f}")
+            rows.append([name, shares, SPLITTERS.get(splitter, splitter), *cells])
+    for title, what in (("split_images", ""), ("split_images, grouped", ", in groups")):
+        own = found["million"][title]
+        for key, splitter in (("deviations", "msrn"), ("random_deviations", "random")):
+            cells = (f"{100 * own[key]['largest_share']:.2f}", f"{own[key]['largest_count']:.1f}")
+            rows.append([f"long tail, 1,000,000 images{what}", "0.8, 0.1, 0.1", SPLITTERS[splitter], *cells])
+    return lines(["images", "shares", "splitter", "off by, % of a label's positives", "off by, images"], rows)
+
+
+def doctor() -> str:
+    """What `msrn data check` takes for a table of small files."""
+    own = read("doctor")
+    cells = [
+        f"{own['num_images']:,}",
+        f"{own['num_labels']}",
+        f"{own['seconds']:.0f} s",
+        f"{own['peak_memory_mb'] / 1e3:.1f} GB",
+    ]
+    found = f"{sum(own['found'].values())} of {sum(own['planted'].values())}"
+    return lines(["images", "labels", "time", "peak memory", "planted faults found"], [[*cells, found]])
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -199,6 +232,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "memory": ("docs/attention.md", attention_memory),
     "takeover": ("docs/attention.md", attention_takeover),
     "training-memory": ("docs/memory.md", memory),
+    "doctor": ("docs/data.md", doctor),
+    "stratification": ("docs/data.md", stratification),
 }
 
 

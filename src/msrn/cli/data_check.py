@@ -93,7 +93,7 @@ def check(
     if json_file is not None:
         write_json(json_file, report.to_dict())
     if page is not None:
-        from msrn.report.data_page import write_data_page
+        from msrn.report import write_data_page
 
         console.print(f"page: {write_data_page(page, report)}", markup=False, highlight=False, soft_wrap=True)
     if report.num_errors:

@@ -225,8 +225,8 @@ def check_source(
     """Look through a data set and report all that is wrong with it, instead of stopping at the first fault.
 
     Errors would break training or falsify a test: rows that cannot be read, missing and unreadable images, the same
-    image or group in two splits, labels that are not in the training images. Warnings deserve a look: copies within a split,
-    labels that look misspelt or have few images, images of extreme size, images that no row names.
+    image or group in two splits, labels that may not occur. Warnings deserve a look: copies within a split, labels that look
+    misspelt, have few training images or none, images of extreme size, images that no row names.
 
     Memory holds the rows as the reader gives them, about 30 bytes an image besides, and 100 problems of a kind.
 
@@ -479,10 +479,10 @@ def _check_counts(
         found_in = [summary.name for summary in others if summary.positives[label]]
         if positives == 0 and found_in:
             message = f"is present in {' and '.join(found_in)}, but in no training image. Move images, or leave the label out."
-            problems.report("label not in train", label, message, is_error=True)
+            problems.report("label not in train", label, message, is_error=False)
         elif positives == 0:
             message = "is present in no image. Add images, or leave the label out."
-            problems.report("no positives", label, message, is_error=True)
+            problems.report("no positives", label, message, is_error=False)
         if positives == 0 or label in misnamed:
             continue
         if positives < min_positives:

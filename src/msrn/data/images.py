@@ -98,6 +98,8 @@ def _convert(image: Image.Image) -> Image.Image:
 
 def _describe_damage(path: Path | PackedImage, error: Exception) -> str:
     if isinstance(path, PackedImage):
+        if isinstance(error, UnidentifiedImageError):  # whose own words name an object in memory
+            return f"{path}: not an image that Pillow knows. Pack another, or leave it out."
         return f"{path}: no whole image ({error or type(error).__name__}). Pack it again, or leave it out."
     if path.is_dir():
         return f"{path}: a folder, expected an image file. Pass the files in it."
