@@ -35,16 +35,19 @@ from msrn.files import write_json
 NUM_WORKERS = 2
 BATCH_SIZE = 32
 LARGE_SIDE = 2048
+CACHE_BYTES = 2 * 10**9
 Run = Callable[[], float]
 
 
-def take_turns(first: Run, second: Run, repeats: int) -> dict[str, Any]:
-    """Rates of two runs that alternate, after one of each that does not count, and the ratios first / second."""
-    first(), second()
-    rates = [(first(), second()) for _ in range(repeats)]
+def take_turns(runs: dict[str, Run], repeats: int) -> dict[str, Any]:
+    """Rates of two runs that alternate, after one of each that does not count, and the ratios of the first to the second."""
+    for run in runs.values():
+        run()
+    rates = [[run() for run in runs.values()] for _ in range(repeats)]
     ratios = sorted(one / other for one, other in rates)
+    medians = [round(statistics.median(column), 1) for column in zip(*rates, strict=True)]
     return {
-        "images_per_s": [round(statistics.median(column), 1) for column in zip(*rates, strict=True)],
+        "images_per_s": dict(zip(runs, medians, strict=True)),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
         "repeats": repeats,
@@ -197,18 +200,17 @@ def main() -> None:
         for name, transform in crops.items():
             photos = first(all_photos, args.num_images // (4 if transform.size[0] == 448 else 1))
             plain = PlainLoop(photos, transform)
-            note("plain", name, take_turns(loader_run(photos, transform), plain, args.repeats))
+            loader = loader_run(photos, transform)
+            note("plain", name, take_turns({"loader": loader, "plain": plain}, args.repeats))
             plain.stop()
-            reduced = {"min_size": transform.min_size}
-            runs = loader_run(large, transform, **reduced), loader_run(large, transform)
-            note("reduced_decode", f"{name}, large JPEGs", take_turns(*runs, args.repeats))
-            runs = loader_run(photos, transform, cache_bytes=2 * 10**9), loader_run(photos, transform)
-            note("cache", name, take_turns(*runs, args.repeats))
-            runs = (
-                loader_run(large, transform, **reduced, cache_bytes=2 * 10**9),
-                loader_run(large, transform, **reduced),
-            )
-            note("cache", f"{name}, large JPEGs reduced", take_turns(*runs, args.repeats))
+            cached = loader_run(photos, transform, cache_bytes=CACHE_BYTES)
+            note("cache", name, take_turns({"cached": cached, "decoded": loader}, args.repeats))
+            full = loader_run(large, transform)
+            reduced = loader_run(large, transform, min_size=transform.min_size)
+            note("reduced_decode", f"{name}, large JPEGs", take_turns({"reduced": reduced, "full": full}, args.repeats))
+            cached = loader_run(large, transform, min_size=transform.min_size, cache_bytes=CACHE_BYTES)
+            runs = {"cached": cached, "decoded": reduced}
+            note("cache", f"{name}, large JPEGs reduced", take_turns(runs, args.repeats))
         for size in (448, 160):
             note("parts_ms", f"{size} px", parts(first(all_photos, 512), size))
         note("parts_ms", "160 px, large JPEGs", parts(first(large, 64), 160))

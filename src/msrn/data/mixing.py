@@ -56,7 +56,8 @@ class BatchMixing:
         # Unknown labels are mixed as if they were labels of their own, which tells where their weight goes.
         labels = torch.cat([target.clamp(min=0), (target < 0).to(target.dtype)], dim=1).float()  # (B, 2 L)
         with torch.random.fork_rng(devices=[]):  # torchvision draws on the CPU
-            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, batch_index))
+            # One number more than for images, so that no image draws what a batch does.
+            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, batch_index, 0))
             is_cut = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand(()) < 0.5))
             mix = v2.CutMix(alpha=self.cutmix) if is_cut else v2.MixUp(alpha=self.mixup)
             images, labels = mix(images, labels)
