@@ -223,6 +223,34 @@ def doctor() -> str:
     return lines(["images", "labels", "time", "peak memory", "planted faults found"], [[*cells, found]])
 
 
+def loading() -> str:
+    """Ratios of images a second, median and range of alternating runs."""
+    found = read("loading")
+    titles = (
+        ("plain", ("loader", "plain"), "loader / plain loop, two workers and two processes"),
+        ("reduced_decode", ("reduced", "full"), "reduced decoding / full"),
+        ("cache", ("cached", "decoded"), "second epoch from the cache / decoded"),
+    )
+    rows = []
+    for name, (ours, other), title in titles:
+        for settings, own in found[name].items():
+            low, high = own["ratio_range"]
+            speeds = [f"{own['images_per_s'][which]:,.0f}" for which in (ours, other)]
+            rows.append([title, settings, *speeds, f"{own['ratio']:.2f} ({low:.2f} to {high:.2f})"])
+    return lines(["what", "images", "images/s", "beside", "ratio"], rows)
+
+
+def loading_parts() -> str:
+    """Where the time of one thread goes, in ms an image."""
+    parts = read("loading")["parts_ms"]
+    hand_over, ones = "fill with ones, and hand over", "fill with ones"
+    names = [name for name in next(iter(parts.values())) if name not in (ones, hand_over)]
+    rows = [[name, *(f"{own[name]:.3f}" for own in parts.values())] for name in names]
+    # Of large JPEGs there are a few batches only, among which the first one's start would count.
+    handed = ("" if "large" in settings else f"{own[hand_over] - own[ones]:.3f}" for settings, own in parts.items())
+    return lines(["part", *parts], [*rows, ["hand over to the main process", *handed]])
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -232,6 +260,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "memory": ("docs/attention.md", attention_memory),
     "takeover": ("docs/attention.md", attention_takeover),
     "training-memory": ("docs/memory.md", memory),
+    "loading": ("docs/data.md", loading),
+    "loading-parts": ("docs/data.md", loading_parts),
     "doctor": ("docs/data.md", doctor),
     "stratification": ("docs/data.md", stratification),
 }
