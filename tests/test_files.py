@@ -101,3 +101,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
             write(tmp_path / "file" / "inner")
     with pytest.raises(MSRNError, match="cannot be written"), replace_folder(tmp_path / "file" / "inner"):
         pass
+
+
+def test_names_of_files_in_another_encoding_can_be_written(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_text(tmp_path / "names.txt", f"{name}\n")
+    assert (tmp_path / "names.txt").read_bytes() == b"caf\xe9.jpg\n"
+    write_json(tmp_path / "names.json", {"path": name})
+    assert json.loads((tmp_path / "names.json").read_text()) == {"path": name}

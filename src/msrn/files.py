@@ -14,12 +14,14 @@ from msrn.errors import MSRNError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file's content in one step; missing parent folders are made.
+    """Replace a file's content in one step, as UTF-8; missing parent folders are made.
+
+    Names of files that are not UTF-8 are written with the bytes they have.
 
     Raises:
         MSRNError: The file cannot be written.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -47,6 +49,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON, `-` meaning standard output; see `write_text`."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if not is_utf8(text):  # a file name in another encoding
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -113,7 +117,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; the names of some files cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -160,7 +165,7 @@ class JSONLinesWriter:
     def write(self, value: Any) -> None:
         """Write one object."""
         line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-        if not _is_utf8(line):  # a file name in another encoding
+        if not is_utf8(line):  # a file name in another encoding
             line = json.dumps(value, allow_nan=False) + "\n"
         if self.is_stdout:
             sys.stdout.write(line)

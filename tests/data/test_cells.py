@@ -2,9 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msrn.data.cells import LabelCells, cell_text, is_plain, list_text, shown
+from msrn.data.cells import LabelCells, cell_text, is_plain, is_unknown, list_text, shown
 
-LABELS = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() == text and not set(text) & {"\x01", "\x02"})
+LABELS = st.text(min_size=1, max_size=8).filter(
+    lambda text: text.strip() == text and not set(text) & {"\x01", "\x02"} and not is_unknown(text)
+)
 
 
 @given(st.lists(st.lists(LABELS, max_size=4), max_size=4))
@@ -36,3 +38,15 @@ def test_pathological_cells_take_no_time() -> None:
     cells = ["[" + "a " * 10_000 + "]", "['" + "\\'" * 10_000 + "]", "[" + "," * 10_000 + "]", "[" * 5000 + "]" * 5000]
     cells += ["['a'" + " " * 50_000 + "x]", "[" + " " * 50_000 + "'x]"]
     assert LabelCells(cells).bad_cells == set(cells)
+
+
+@pytest.mark.parametrize("cell", ["['?']", '["-1", "nan"]', "?|-1"])
+def test_a_list_of_nothing_but_unknown_is_unknown(cell):
+    assert LabelCells([cell, "cat|dog"]).labels_of_cell[cell] is None
+
+
+@pytest.mark.parametrize("cell", ["cat|?", "['cat', 'nan']", list_text(["cat", "-1"])])
+def test_unknown_beside_a_label_is_no_cell(cell):
+    cells = LabelCells([cell, "cat|dog"])
+    assert cells.bad_cells == {cell}
+    assert cells.label_names == ("cat", "dog")

@@ -157,7 +157,7 @@ def test_labels_outside_the_given_set_name_the_nearest(tmp_path):
     table = photos_csv(tmp_path, {"train": ["Person", "person", "xylophone", "boat"]})
     (tmp_path / "known.txt").write_text("person\nboat\n")
     for known in (("person", "boat"), tmp_path / "known.txt", str(tmp_path / "known.txt")):
-        report = check_source(table, label_names=known, min_positives=0)
+        report = check_source(table, known_labels=known, min_positives=0)
         assert problems_of(report, "unknown label") == [("photos.csv", 2), ("photos.csv", 4)]
         messages = [problem.message for problem in report.problems if problem.kind == "unknown label"]
         assert "the nearest one is 'person'" in messages[0]

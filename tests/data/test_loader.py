@@ -1,6 +1,8 @@
 """Batches: the same whatever reads them, a new order each epoch, unknown labels kept."""
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from msrn.data.cache import DecodedCache
 from msrn.data.images import read_image
 from msrn.data.loader import EpochSampler, ImageDataset, build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
-from msrn.errors import UnreadableImageError
+from msrn.errors import MSRNError, UnreadableImageError
 
 PREPROCESSING = Preprocessing((24, 24))
 
@@ -251,3 +253,23 @@ def test_nothing_is_kept_where_workers_cannot_share_it(images, monkeypatch, meth
     loader = build_loader(images, PREPROCESSING, batch_size=2, num_workers=num_workers, cache_bytes=10**6)
     assert (loader.dataset.cache is not None) == is_kept
     assert build_loader(images, PREPROCESSING, batch_size=2).dataset.cache is None
+
+
+def test_an_unreadable_image_takes_no_room_for_good(images, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"")
+    both = LabelledImages((images.paths[0], broken), images.target[:2], images.label_names, "val")
+    loader = build_loader(both, PREPROCESSING, batch_size=2, num_workers=1)
+    for _ in range(6):
+        with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
+            list(loader)
+    assert loader.dataset.batches.claim() is not None
+
+
+def test_a_killed_worker_is_said_in_our_words(images):
+    loader = build_loader(images, PREPROCESSING, batch_size=1, num_workers=1)
+    iterator = iter(loader)
+    next(iterator)
+    os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(MSRNError, match=r"was killed, as systems do where memory runs out\. Lower data\.num_workers"):
+        list(iterator)

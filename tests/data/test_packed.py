@@ -1,5 +1,6 @@
 import io
 import pickle
+import posixpath
 import tarfile
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def test_member_reads_as_the_file_does(tmp_path: Path) -> None:
 @settings(max_examples=20, deadline=None)
 @given(
     files=st.dictionaries(
-        st.text("abcä日 /.", min_size=1, max_size=130).filter(lambda name: name.strip("/. ")), st.binary(max_size=1500)
+        st.text("abcä日 /.", min_size=1, max_size=130).filter(
+            lambda name: name.strip("/. ") and not posixpath.normpath(name).startswith(("/", "../"))
+        ),
+        st.binary(max_size=1500),
     )
 )
 def test_every_place_is_found(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
@@ -117,4 +121,17 @@ def test_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     content[1024 + 148 : 1024 + 156] = b"badsum!!"
     archive.write_bytes(content)
     with pytest.raises(DataError, match="no end after byte 1024"):
+        list(walk_tar(archive))
+
+
+@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/outside.jpg", "a/../../outside.jpg"])
+def test_a_member_that_would_lie_outside_of_its_archive_is_refused(tmp_path, name):
+    archive = tmp_path / "evil.tar"
+    with tarfile.open(archive, "w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    with pytest.raises(
+        DataError, match=r"evil\.tar: a tar archive with a file '.*outside\.jpg', which would lie outside"
+    ):
         list(walk_tar(archive))

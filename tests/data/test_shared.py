@@ -1,6 +1,7 @@
 """Memory shared with workers: slots are taken once, freed when nobody looks at them, and given back to the system."""
 
 import gc
+import os
 import pickle
 
 import pytest
@@ -62,3 +63,23 @@ def test_small_tensors_arrive_as_they_were_and_may_be_changed(tensor: torch.Tens
     assert received.dtype == tensor.dtype
     assert torch.equal(received, tensor)
     received += 1
+
+
+def test_a_forked_process_leaves_the_batches_of_its_parent_alone():
+    """A child inherits what waits for a batch to be dropped; only the process that received it may free the slot."""
+    batches = SharedBatches(2, 1, (2, 2))
+    slot = batches.claim()
+    assert slot is not None
+    batches.images(slot, 1).fill_(7)
+    held = [batches.receive(slot, 1)]
+    child = os.fork()
+    if child == 0:
+        held.clear()
+        os._exit(0)
+    os.waitpid(child, 0)
+    other = batches.claim()
+    assert other is not None
+    assert other != slot
+    assert batches.claim() is None  # both are in use
+    held.clear()
+    assert batches.claim() == slot

@@ -212,7 +212,7 @@ def test_which_tables_a_folder_holds(tmp_path: Path) -> None:
     [
         ([""], r"photos.csv:1: expected a column of paths \(path, .*\), got: no header"),
         (["a.jpg,cat"], r"expected a column of paths .* got: a.jpg, cat\. Name one so"),
-        (["path"], r"expected a label column \(labels, label, tags\) or one column a label, got only path"),
+        (["path"], r"expected a label column \(labels, label, tags, keywords\) or one column a label, got only path"),
         (["path,cat,cat"], "the header repeats cat"),
         (["path,label", "a.jpg"], r"photos.csv:2: expected 2 fields as in the header, got 1"),
         (["path,label", "a.jpg,cat,dog"], r"photos.csv:2: expected 2 fields as in the header, got 3"),

@@ -14,6 +14,7 @@ from msrn.labels import (
     build_attention_mask,
     conditional_probability,
     count_co_occurrence,
+    count_known,
     edges_by_lift,
     edges_by_threshold,
     edges_by_top_k,
@@ -132,3 +133,26 @@ def test_settings_out_of_range() -> None:
             edges_by_lift(both, counts, num_images=9, significance=significance)
     with pytest.raises(ValueError, match="num_images is 2, but a label is in 3 images"):
         edges_by_lift(both, counts, num_images=2)
+
+
+def test_unknown_entries_make_no_edges_by_lift():
+    """Six independent labels, once alone and once beside images of which nothing, or not all, is known."""
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(400, 6, generator=generator) < 0.3).int()
+    unknown = torch.full((3600, 6), -1, dtype=torch.int32)
+    partly = (torch.rand(3600, 6, generator=generator) < 0.3).int()
+    partly[:, :3] = -1
+    names = tuple("abcdef")
+    for more in (target[:0], unknown, partly):
+        graph = LabelGraph.from_target(torch.cat([target, more]), names, rule=EdgeRule("lift"))
+        assert graph.num_edges == 0
+
+
+def test_known_counts_equal_a_plain_loop():
+    target = torch.randint(-1, 2, (50, 4), generator=torch.Generator().manual_seed(1))
+    counts, num_images = count_known(target)
+    for i in range(4):
+        for j in range(4):
+            both_known = (target[:, i] >= 0) & (target[:, j] >= 0)
+            assert num_images[i, j] == both_known.sum()
+            assert counts[i, j] == ((target[:, i] == 1) & (target[:, j] >= 0)).sum()

@@ -69,3 +69,9 @@ def test_metrics_are_those_of_scikit_learn_on_the_models_probabilities(label_gra
         assert report["labels"][name] == pytest.approx(expected, abs=1e-6)
     assert steps == [7, 7, 6]
     assert report["num_unknown"] == int((target < 0).sum())
+
+
+def test_an_image_of_which_nothing_is_known_stays_unknown_for_labels_the_data_never_names(tmp_path):
+    (tmp_path / "photos.csv").write_text("path,labels\na.jpg,cat\nb.jpg,\nc.jpg,[]\n")
+    images = read_labelled(tmp_path / "photos.csv", "train", ("cat", "dog"))
+    assert images.target.tolist() == [[1, 0], [-1, -1], [0, 0]]

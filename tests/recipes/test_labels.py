@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import msrn.data.loader
 from msrn.bundle import load_bundle
 from msrn.data import open_source, split_hash
+from msrn.data.images import read_image
 from msrn.errors import DataError, LabelMismatchError, SourceNotFoundError
 from msrn.labels import (
     CountedGraph,
@@ -61,6 +65,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_recipe(data: Path, *overrides: str) -> Recipe:
     return load_recipe("scenes", [*TINY, f"data.root={data}", *overrides])
+
+
+class StoppedError(Exception):
+    pass
+
+
+def split_of(data: Path) -> tuple[Any, Any]:
+    """Paths and targets of train."""
+    images = open_source(data).read("train")
+    return images.paths, images.target
 
 
 def counted(data: Path, split: str, rule: EdgeRule | None = None) -> CountedGraph:
@@ -169,3 +183,51 @@ def test_pickles_are_still_taken_row_by_row(data: Path, tmp_path: Path) -> None:
     (tmp_path / "glove.pkl").write_bytes(pickle.dumps([[1.0, 2.0]] * 2))
     with pytest.raises(DataError, match="holds 2 word vectors, the data has 3 labels"):
         dry_run(make_recipe(data, f"labels.vectors={tmp_path / 'glove.pkl'}"))
+
+
+def test_a_graph_that_changed_since_the_run_was_started_is_noticed(data, tmp_path, monkeypatch):
+    """The weights hold the graph they were trained with; a bundle must not tell of another one."""
+    shutil.copytree(data, tmp_path / "set")
+    write_graph(tmp_path / "graph.json", counted(tmp_path / "set", "train"))
+    recipe = make_recipe(
+        tmp_path / "set", f"labels.graph={tmp_path / 'graph.json'}", "trainer.max_epochs=2", "data.cache_gb=0"
+    )
+    reads = 0
+
+    def read(path: Path, **options: Any) -> Image.Image:
+        nonlocal reads
+        reads += 1
+        if reads > 16 + 8 + 3:  # in the second epoch
+            raise StoppedError
+        return read_image(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(msrn.data.loader, "read_image", read)
+        with pytest.raises(StoppedError):
+            train_recipe(recipe, tmp_path / "run")
+    write_graph(tmp_path / "graph.json", counted(tmp_path / "set", "train", EdgeRule("top-k", top_k=1)))
+    with pytest.raises(
+        DataError, match=r"has changed since \S+run was started \(different: label graph and word vectors\)"
+    ):
+        train_recipe(recipe, tmp_path / "run", resume=True)
+    write_graph(tmp_path / "graph.json", counted(tmp_path / "set", "train"))
+    assert train_recipe(recipe, tmp_path / "run", resume=True).best_mAP > 0
+
+
+def test_paths_of_both_kinds_and_other_encodings_can_be_held_out(data, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    rows = ["path,labels"]
+    for number, (path, target) in enumerate(zip(*split_of(data), strict=True)):
+        shown = str(path) if number % 2 else os.path.relpath(path, tmp_path)
+        rows.append(
+            f"{shown},{'|'.join(label for label, is_there in zip(NAMES, target, strict=True) if is_there) or '[]'}"
+        )
+    (tmp_path / "mixed.csv").write_text("\n".join(rows) + "\n")
+    for folder in NAMES:
+        (tmp_path / "tree" / folder).mkdir(parents=True)
+        for number in range(6):
+            there = number if number else name.removesuffix(".png")
+            Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / "tree" / folder / f"{there}.png")
+    for root in (tmp_path / "mixed.csv", tmp_path / "tree"):
+        result = train_recipe(make_recipe(root, "data.val_fraction=0.5"), tmp_path / f"run-{root.stem}")
+        assert (result.run_dir / "held_out.txt").read_bytes().count(b"\n") == result.training["splits"]["val"]["images"]

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    KeepUnannotated,
+    LabelColumn,
+    LabelNames,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +62,7 @@ def check(
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
     split_column: SplitColumn = None,
+    label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
     page: Annotated[
         Path | None, typer.Option("--out", metavar="PAGE", help="Write a page to look at (HTML).", show_default=False)
@@ -65,16 +75,18 @@ def check(
     """Look for what is wrong in a data set: rows, files, copies, labels. The exit code is 1 if it would break training."""
     from rich.progress import Progress
 
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.data.check import check_source
     from msrn.files import write_json
 
+    check_outputs(source, **{"--json": json_file, "--out": page})
     options = given(
         path_column=path_column,
         label_column=label_column,
         label_separator=label_separator,
         split_column=split_column,
         group_column=group_by,
+        label_names=names_of(label_names),
         keep_unannotated=keep_unannotated,
     )
     console = make_console(json_file)
@@ -82,7 +94,7 @@ def check(
         task = bar.add_task("reading the lists", total=None)
         report = check_source(
             source,
-            label_names=labels,
+            known_labels=labels,
             min_positives=min_positives,
             decode=decode,
             num_workers=num_workers,

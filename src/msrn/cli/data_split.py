@@ -5,12 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    KeepUnannotated,
+    LabelColumn,
+    LabelNames,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from msrn.data import LabelledImages, Source
+    from msrn.data import Source
 
 _NUM_SHOWN = 10
 
@@ -53,13 +62,14 @@ def split(
     label_column: LabelColumn = None,
     path_column: PathColumn = None,
     split_column: SplitColumn = None,
+    label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what .split.json holds; '-' prints it.")
     ] = None,
 ) -> None:
     """Split labelled images into train, val and test such that each holds its share of every label; write a table."""
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.data import open_source
     from msrn.data.split_table import check_is_free, sidecar_path, verify_split
     from msrn.errors import DataError
@@ -67,6 +77,8 @@ def split(
 
     console = make_console(json_file)
     if check:
+        if out is not None:
+            raise DataError("--check only looks at SOURCE and writes no --out. Leave one of them out.")
         report = verify_split(source)
         counts = ", ".join(f"{name} {part['images']:,}" for name, part in report["splits"].items())
         console.print(f"{source} is what {sidecar_path(source).name} says: {counts}", highlight=False, markup=False)
@@ -80,6 +92,7 @@ def split(
             raise DataError(
                 f"--out {out} is the source itself, whose other columns would be lost. Choose another name."
             )
+        check_outputs(source, **{"--json": json_file, "--out": out})
         check_is_free(out, overwrite=force)
         options = given(
             label_separator=label_separator,
@@ -87,6 +100,7 @@ def split(
             path_column=path_column,
             split_column=split_column,
             keep_unannotated=keep_unannotated,
+            label_names=names_of(label_names),
             group_column=group_by,
         )
         opened = open_source(source, **options)
@@ -131,7 +145,7 @@ def _split_source(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from msrn.data import check_disjoint
+    from msrn.data import LabelledImages, check_disjoint
     from msrn.data.split import check_groups_apart, plan_split
     from msrn.data.split_table import write_split
     from msrn.errors import DataError
@@ -146,7 +160,7 @@ def _split_source(
         kept_images = {name: source.read(name) for name in kept}
         parts = [source.read(name) for name in pooled]
         check_disjoint(*parts, *kept_images.values())
-        images = _pool(parts)
+        images = LabelledImages.join(parts, split=" + ".join(pooled))
         del parts
         groups = None
         if group_column is not None:
@@ -157,6 +171,12 @@ def _split_source(
             parted = {name: {groups[row] for row in (plan.part == i).nonzero()[0]} for i, name in enumerate(plan.names)}
             check_groups_apart({**parted, **{name: set(source.groups(name) or ()) for name in kept}})
         splits = {**plan.take(images), **kept_images}
+        extra = None
+        if groups is not None and group_column is not None:
+            of_part = {
+                name: [groups[row] for row in (plan.part == i).nonzero()[0]] for i, name in enumerate(plan.names)
+            }
+            extra = (group_column, {**of_part, **{name: source.groups(name) or () for name in kept}})
         del images
         about = {
             "source": source.layout,
@@ -171,20 +191,19 @@ def _split_source(
             "missing_labels": plan.missing_labels(),
         }
     with console.status("writing"):
-        report = write_split(out, list(splits.values()), about=about, overwrite=force)
+        report = write_split(out, list(splits.values()), extra_column=extra, about=about, overwrite=force)
     _print_report(report, out, console)
+    if pooled != ["train"]:
+        console.print(
+            f"pooled and dealt out anew: {', '.join(pooled)}; --keep leaves val or test as it is", highlight=False
+        )
+    console.print(
+        f"copies of a photo under other names may be in two splits; msrn data check {out} finds them",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     return report
-
-
-def _pool(parts: "list[LabelledImages]") -> "LabelledImages":
-    import numpy as np
-
-    from msrn.data import LabelledImages
-
-    split = " + ".join(part.split for part in parts)
-    paths = tuple(path for part in parts for path in part.paths)
-    target = parts[0].target if len(parts) == 1 else np.concatenate([part.target for part in parts])
-    return LabelledImages(paths, target, parts[0].label_names, split)
 
 
 def _print_report(report: dict[str, Any], out: Path, console: "Console") -> None:

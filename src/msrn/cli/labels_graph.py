@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    KeepUnannotated,
+    LabelColumn,
+    LabelNames,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from msrn.labels import CountedGraph, LabelGraph
+    from msrn.data import LabelledImages
+    from msrn.labels import LabelGraph
 
 EPILOG = """Examples:
 
@@ -49,6 +59,7 @@ def graph(
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
     split_column: SplitColumn = None,
+    label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
 ) -> None:
     """Count which labels occur together in the training images, and choose the edges of the label graph.
@@ -56,14 +67,17 @@ def graph(
     The JSON file is what `labels.graph` of a recipe takes. The test split is refused: a graph counted on it would know the
     answers.
     """
-    import numpy as np
     import torch
 
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.data import LabelledImages, open_source, split_hash
     from msrn.errors import DataError
     from msrn.labels import CountedGraph, EdgeRule, LabelGraph, write_graph
+    from msrn.report.label_graph import check_picture
 
+    check_outputs(source, **{"--json": json_file, "--picture": picture})
+    if picture is not None:
+        check_picture(picture)
     if not 0 < threshold <= 1:
         raise typer.BadParameter(f"a probability above 0 and at most 1, got {threshold}", param_hint="--threshold")
     if not 0 < significance < 1:
@@ -80,22 +94,21 @@ def graph(
         label_separator=label_separator,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        label_names=names_of(label_names),
     )
+    console = make_console(json_file)
     data = open_source(source, **options)
-    parts = [data.read(name) for name in names]
-    images = LabelledImages(
-        tuple(path for part in parts for path in part.paths),
-        np.concatenate([part.target for part in parts]),
-        data.label_names,
-        " + ".join(names),
-    )
+    images = LabelledImages.join([data.read(name) for name in names], split=" + ".join(names))
+    if "train" not in names:
+        console.print(
+            f"note: counted on {images.split}; a graph to train with comes from training images", highlight=False
+        )
     label_graph = LabelGraph.from_target(
         torch.from_numpy(images.target),
         images.label_names,
         rule=EdgeRule(rule, threshold, top_k, significance),
     )
     counted = CountedGraph(label_graph, len(images), images.split, split_hash(images))
-    console = make_console(json_file)
     for note in data.notes:
         console.print(note, highlight=False, markup=False)
     _print_sweep(console, label_graph)
@@ -107,7 +120,7 @@ def graph(
         markup=False,
     )
     if 2 * label_graph.num_alone > label_graph.num_labels:
-        _warn(console, counted)
+        _warn(console, label_graph, images)
     if json_file is not None:
         write_graph(json_file, counted)
     if picture is not None:
@@ -153,11 +166,12 @@ def _print_pairs(console: "Console", label_graph: "LabelGraph") -> None:
     console.print(table)
 
 
-def _warn(console: "Console", counted: "CountedGraph") -> None:
+def _warn(console: "Console", graph: "LabelGraph", images: "LabelledImages") -> None:
     """Say that hardly any message passes, and what would change that, measured on the same images."""
+    import torch
+
     from msrn.labels import EdgeRule, LabelGraph, sweep_thresholds
 
-    graph = counted.label_graph
     both, counts, num_labels = graph.co_occurrence, graph.label_counts, graph.num_labels
     better = [
         f"--threshold {row.threshold:g} ({row.edges} edges, {row.labels_alone} alone)"
@@ -165,8 +179,7 @@ def _warn(console: "Console", counted: "CountedGraph") -> None:
         if 2 * row.labels_alone <= num_labels
     ][-1:]
     for rule in (EdgeRule("top-k"), EdgeRule("lift")):
-        arguments = rule.arguments(both, counts, counted.num_images or 0)
-        other = LabelGraph(graph.label_names, both, counts, **arguments)
+        other = LabelGraph.from_target(torch.from_numpy(images.target), graph.label_names, rule=rule)
         if 2 * other.num_alone <= num_labels:
             better.append(f"--rule {rule.name} ({other.num_edges} edges, {other.num_alone} alone)")
     advice = f"Try {', '.join(better)}." if better else "No rule joins more of them: few images hold two labels."

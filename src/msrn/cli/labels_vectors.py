@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    KeepUnannotated,
+    LabelColumn,
+    LabelNames,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,17 +69,20 @@ def vectors(
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
     split_column: SplitColumn = None,
+    label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
 ) -> None:
     """Make a word vector for each label, and name every label that was not found as it is, with what was used instead.
 
     The file is what `labels.vectors` of a recipe takes.
     """
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.errors import MSRNError
     from msrn.files import write_json
     from msrn.labels import vectors_from, write_vectors
 
+    check_outputs(labels, **{"--json": json_file, "--out": out})
+    check_outputs(source, **{"--json": json_file, "--out": out})
     if out.suffix.lower() != ".safetensors":
         raise MSRNError(f"--out {out}: vectors are written as safetensors. Give a name that ends in .safetensors.")
     options = given(
@@ -79,13 +91,14 @@ def vectors(
         label_separator=label_separator,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        label_names=names_of(label_names),
     )
     console = make_console(json_file)
     with console.status("reading"):
-        label_names, label_graph = _read_labels(
+        names, label_graph = _read_labels(
             labels, graph, options, needs_graph=source == CO_OCCURRENCE and not Path(source).exists()
         )
-        made = vectors_from(label_names, source) if label_graph is None else _from_co_occurrence(label_graph)
+        made = vectors_from(names, source) if label_graph is None else _from_co_occurrence(label_graph)
     write_vectors(out, made)
     _print_origins(console, made)
     console.print(f"vectors: {out}", highlight=False, markup=False, soft_wrap=True)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from msrn.errors import MSRNError
+
 if TYPE_CHECKING:
     from msrn.predict import Prediction
 
@@ -14,6 +16,37 @@ if TYPE_CHECKING:
 def make_console(json_file: Path | None) -> Console:
     """A console on standard output, or on standard error where JSON goes to standard output."""
     return Console(stderr=str(json_file) == "-", emoji=False)
+
+
+def check_outputs(source: str | Path, **outputs: Path | None) -> None:
+    """Refuse files to write that are folders or a part of the data, before any work is done for them.
+
+    Args:
+        source: The data, or whatever is read.
+        outputs: Each file by its option; `-` is standard output for --json.
+
+    Raises:
+        MSRNError: The message names the option.
+    """
+    read = Path(source).expanduser().resolve()
+    for option, path in outputs.items():
+        if path is None or (str(path) == "-" and option == "--json"):
+            continue
+        if str(path) == "-" or path.is_dir():
+            what = "a folder" if path.is_dir() else "standard output, which is for --json"
+            raise MSRNError(f"{option} {path} is {what}. Give the name of a file.")
+        resolved = path.expanduser().resolve()
+        is_inside = read.is_dir() and resolved.is_file() and resolved.is_relative_to(read)
+        if resolved == read or (is_inside and _is_data(resolved)):
+            raise MSRNError(f"{option} {path} is a part of the data, which would be lost. Choose another name.")
+    given = [path.expanduser().resolve() for path in outputs.values() if path is not None and str(path) != "-"]
+    if len(set(given)) < len(given):
+        raise MSRNError(f"{' and '.join(outputs)} name the same file. Give each its own.")
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file in the data's folder is a part of the data, rather than what a command wrote there before."""
+    return path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".xml")
 
 
 def percent(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """The options of commands that read labelled images, and what they come to."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,32 @@ KeepUnannotated = Annotated[
         show_default=False,
     ),
 ]
+
+
+LabelNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Labels to read from a table, as a,b,c or as a text file with one a line; other columns are ignored.",
+        show_default=False,
+    ),
+]
+
+
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """The labels that `--label-names` gives: a label set, a file with one a line, or names with commas between them.
+
+    Example:
+        >>> names_of("sea, dog")
+        ('sea', 'dog')
+    """
+    if text is None:
+        return None
+    from msrn.labels.sets import LABEL_SETS, read_label_names
+
+    if text in LABEL_SETS or Path(text).is_file():
+        return read_label_names(text)
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -101,7 +101,8 @@ class LabelCells:
 
     Attributes:
         labels_of_cell: The labels that each cell names; None where it knows nothing.
-        bad_cells: Cells that name no labels at all: dictionaries, and lists that cannot be parsed. They know nothing.
+        bad_cells: Cells that name no labels at all: dictionaries, lists that cannot be parsed, and labels beside an item
+            that means unknown. They know nothing.
 
     Example:
         >>> LabelCells(["cat|dog", "['cat, wild']", "[]", "?"]).labels_of_cell
@@ -119,7 +120,7 @@ class LabelCells:
             elif text == NOTHING_PRESENT:
                 self.labels_of_cell[cell] = ()
             elif text.startswith(_LIST):
-                self.labels_of_cell[cell] = _stripped(text.split(_LIST))
+                self._note_labels(cell, text.split(_LIST))
             elif text.startswith(_NO_CELL):
                 self._note_bad(cell)
             elif text.startswith("[") and text.endswith("]"):
@@ -127,14 +128,25 @@ class LabelCells:
                 if labels is None:
                     self._note_bad(cell)
                 else:
-                    self.labels_of_cell[cell] = _stripped(labels) if labels else ()
+                    self.labels_of_cell[cell] = ()
+                    if labels:
+                        self._note_labels(cell, labels)
             else:
                 self.labels_of_cell[cell] = None  # keeps the order of cells
                 separated.append(cell)
         if separator is None:
             separator = next((s for s in LABEL_SEPARATORS if any(s in cell for cell in separated)), None)
         for cell in separated:
-            self.labels_of_cell[cell] = _stripped(cell.split(separator) if separator else (cell,))
+            self._note_labels(cell, cell.split(separator) if separator else (cell,))
+
+    def _note_labels(self, cell: str, labels: Iterable[str]) -> None:
+        """The labels of a cell. One that says "unknown" beside a label is no cell: which labels would be unknown?"""
+        found = [label.strip() for label in labels if label.strip()]
+        unknown = sum(map(is_unknown, found))
+        if 0 < unknown < len(found):
+            self._note_bad(cell)
+        else:
+            self.labels_of_cell[cell] = None if unknown or not found else tuple(found)
 
     def _note_bad(self, cell: str) -> None:
         self.bad_cells.add(cell)
@@ -186,7 +198,3 @@ def _parse_list(text: str) -> list[str] | None:
         except (ValueError, SyntaxError):
             continue
     return None
-
-
-def _stripped(labels: Iterable[str]) -> tuple[str, ...] | None:
-    return tuple(label.strip() for label in labels if label.strip()) or None

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int8, UInt64
 from PIL import Image
 
+from msrn.data.cells import LABEL_SEPARATORS
 from msrn.data.images import IMAGE_SUFFIXES, read_image
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage
@@ -215,7 +216,7 @@ class DataReport:
 def check_source(
     path: str | Path,
     *,
-    label_names: str | Path | Sequence[str] | None = None,
+    known_labels: str | Path | Sequence[str] | None = None,
     min_positives: int = 10,
     decode: Decode = "auto",
     num_workers: int | None = None,
@@ -232,7 +233,7 @@ def check_source(
 
     Args:
         path: A folder or file that `open_source` knows.
-        label_names: The only labels that may occur: names, the name of a label set, or a file with a name a line.
+        known_labels: The only labels that may occur: names, the name of a label set, or a file with a name a line.
         min_positives: Labels with fewer training images than this are named.
         decode: "all" decodes every image, the only way to find each kind of damage. "none" reads headers. "auto"
             decodes up to 20,000 images; above, it looks at header and end marker, which finds files that were cut off.
@@ -253,10 +254,10 @@ def check_source(
         raise ValueError(
             f"min_positives is at least 0 and num_workers at least 1, got {min_positives} and {num_workers}. Raise them."
         )
-    if isinstance(label_names, str | Path):
+    if isinstance(known_labels, str | Path):
         from msrn.labels.sets import read_label_names
 
-        label_names = read_label_names(label_names)
+        known_labels = read_label_names(known_labels)
     log = _Log()
     try:
         source = open_source(path, problems=log, **options)
@@ -274,7 +275,7 @@ def check_source(
     if parts:
         counts = np.sum([summary.positives for summary in summaries], axis=0).tolist()
         label_problems = _LabelProblems(rows, first_rows, log)
-        misnamed = _check_names(source.label_names, counts, label_names, label_problems)
+        misnamed = _check_names(source.label_names, counts, known_labels, label_problems)
         _check_counts(summaries, min_positives, misnamed, label_problems)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata
@@ -447,6 +448,11 @@ def _check_names(
     names: Sequence[str], counts: Sequence[int], label_names: Sequence[str] | None, problems: _LabelProblems
 ) -> set[int]:
     """Look for labels that should have another name; returns them."""
+    for label, name in enumerate(names):
+        mark = next((mark for mark in LABEL_SEPARATORS if mark in name), "[" if name.startswith("[") else None)
+        if mark:
+            message = f"holds a '{mark}': are these several labels? A column has one separator (--label-separator)."
+            problems.report("separator in label", label, message, is_error=False)
     if label_names is None:
         misspelt = _find_misspelt(names, counts)
         for rare, frequent in misspelt:
@@ -534,6 +540,8 @@ def _find_misspelt(names: Sequence[str], counts: Sequence[int]) -> list[tuple[in
 
 
 def _look_alike(one: str, other: str) -> bool:
+    if len(one) == 3 and sorted(one) == sorted(other):  # two letters swapped
+        return True
     if min(len(one), len(other)) < 4 or re.sub(r"\D", "", one) != re.sub(r"\D", "", other):
         return False
     return sorted(one) == sorted(other) or SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.83
@@ -764,7 +772,15 @@ def _check_unlisted(rows: _Rows, log: _Log) -> None:
         ]
         found = np.array([hash(file) for file in files], dtype=np.int64)
         positions = np.searchsorted(hashes, found).clip(max=len(hashes) - 1)
-        for index in np.flatnonzero(hashes[positions] != found):
+        unlisted = np.flatnonzero(hashes[positions] != found)
+        if 1 < len(unlisted) == len(files) and parent not in (str(top), str(root)):
+            path = rows.source.root / os.path.relpath(parent, root)
+            message = (
+                f"{path}: a folder of {len(files):,} images, none of which a row names. Leave it if that is meant."
+            )
+            log.append(Problem("image in no row", message, path, is_error=False))
+            continue
+        for index in unlisted:
             path = rows.source.root / os.path.relpath(files[index], root)
             message = f"{path}: no row names it. Add a row, or leave it if that is meant."
             log.append(Problem("image in no row", message, path, is_error=False))

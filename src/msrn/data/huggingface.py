@@ -321,6 +321,8 @@ def _load(path: str) -> dict[str, Any]:
             f"{path} is {HuggingFaceSource.layout}, which needs datasets: pip install 'msrn[data]'."
         ) from error
     folder = Path(path).expanduser()
+    shows_progress = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # they would stand between what a command prints
     try:
         if path.startswith(HUB_PREFIX):
             loaded = datasets.load_dataset(path.removeprefix(HUB_PREFIX))
@@ -347,6 +349,9 @@ def _load(path: str) -> dict[str, Any]:
                 "datasets.load_dataset(...).save_to_disk(folder), and pass that folder, or pass its Parquet files."
             ) from error
         raise DataError(f"{path} cannot be loaded ({reason}). Save or download it again.") from error
+    finally:
+        if shows_progress:
+            datasets.enable_progress_bars()
     return dict(loaded) if isinstance(loaded, dict) else {SPLIT_OF_NAME.get(str(loaded.split), "train"): loaded}
 
 
@@ -373,6 +378,8 @@ def _labels_in(value: Any, feature: Any) -> Any:
         labels = [_labels_in(item, feature.feature) for item in value]
         return [label for of_item in labels for label in (of_item if isinstance(of_item, list) else [of_item])]
     if hasattr(feature, "int2str"):
+        if value >= feature.num_classes:
+            return {"class": value}  # no label: reported with its row
         return [feature.int2str(value)] if value >= 0 else None
     return value
 

@@ -15,7 +15,7 @@ from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
-from msrn.errors import UnreadableImageError
+from msrn.errors import MSRNError, UnreadableImageError
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
 _SLOTS_PER_WORKER = 3
@@ -140,8 +140,13 @@ class BatchDataset(ImageDataset):
         else:
             images = batches.images(slot, len(keys))
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        for (epoch, index), out in zip(pairs, images, strict=True):
-            self._view(epoch, index, out=out)
+        try:
+            for (epoch, index), out in zip(pairs, images, strict=True):
+                self._view(epoch, index, out=out)
+        except BaseException:
+            if batches is not None and slot is not None:
+                batches.release(slot)
+            raise
         rows = torch.tensor([index for _, index in pairs])
         target = self.target[rows].long()
         if batches is None or slot is None:
@@ -157,7 +162,10 @@ class ImageLoader(DataLoader[Batch]):
 
         Raises:
             UnreadableImageError: An image cannot be read.
+            MSRNError: A worker was killed.
         """
+        # Looked up now: a generator that is never finished ends when Python has forgotten the names of this module.
+        batches = getattr(self.dataset, "batches", None)
         # A generator: Lightning makes its first iterator before it knows which epoch a resumed run goes on with, and
         # workers would be handed that iterator's order at once.
         try:
@@ -165,9 +173,18 @@ class ImageLoader(DataLoader[Batch]):
         except UnreadableImageError as error:
             # PyTorch puts a worker's whole traceback into the message; ours is its end.
             raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            if "Terminated" in str(error):
+                raise MSRNError("the processes that read images were stopped. Go on with --resume.") from error
+            raise MSRNError(
+                "a process that reads images was killed, as systems do where memory runs out. Lower data.num_workers, "
+                "data.cache_gb or data.batch_size, and go on with --resume."
+            ) from error
         finally:
-            if isinstance(self.dataset, BatchDataset) and self.dataset.batches is not None:
-                self.dataset.batches.give_back()
+            if batches is not None:
+                batches.give_back()
 
 
 def build_loader(

@@ -34,7 +34,10 @@ class BatchMixing:
 
     def __post_init__(self) -> None:
         if min(self.mixup, self.cutmix) < 0 or max(self.mixup, self.cutmix) == 0:
-            raise ValueError(f"expected mixup or cutmix above 0 and none below, got {self.mixup} and {self.cutmix}")
+            raise ValueError(
+                f"expected mixup or cutmix above 0 and none below, got {self.mixup} and {self.cutmix}. "
+                "Set one, or leave mixing out."
+            )
 
     def __call__(
         self, images: Float[Tensor, "B C H W"], target: Int[Tensor, "B L"], *, epoch: int, batch_index: int

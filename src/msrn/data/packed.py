@@ -138,14 +138,20 @@ def walk_tar(archive: Path) -> Iterator[TarEntry]:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else a kilobyte a file stays
                 if info.isreg() and not info.issparse():
-                    yield TarEntry(posixpath.normpath(info.name), info.offset_data, info.size)
+                    name = posixpath.normpath(info.name)
+                    if name.startswith(("/", "../")):
+                        raise DataError(
+                            f"{archive}: a tar archive with a file '{name[:80]}', which would lie outside of it. "
+                            "Pack it again, with names below one folder."
+                        )
+                    yield TarEntry(name, info.offset_data, info.size)
             end = tar.offset  # type: ignore[attr-defined]
         # tarfile takes a damaged header for the end.
         with archive.open("rb") as file:
             file.seek(end)
             is_whole = file.read(_BLOCK) == bytes(_BLOCK)
-    except tarfile.TarError as error:
-        raise DataError(_describe_damage(archive, str(error))) from error
+    except (tarfile.TarError, MemoryError, OverflowError) as error:  # sizes that no archive has
+        raise DataError(_describe_damage(archive, str(error) or type(error).__name__)) from error
     except OSError as error:
         raise DataError(f"{archive}: {error.strerror or error}. Check the file and its permissions.") from error
     if not is_whole:

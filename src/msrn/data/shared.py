@@ -4,6 +4,7 @@ import itertools
 import math
 import mmap
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,10 @@ class SharedBatches:
                 self._is_used[free[0]] = 1
             return free[0] if free else None
 
+    def release(self, slot: int) -> None:
+        """Free a slot that was claimed and will not be sent."""
+        self._is_used[slot] = 0
+
     def images(self, slot: int, num_images: int) -> Float[Tensor, "B 3 H W"]:
         """The images of a slot, in `channels_last` order, to be written to."""
         return torch.from_numpy(self._slots[slot, :num_images]).permute(0, 3, 1, 2)
@@ -83,8 +88,13 @@ class SharedBatches:
         """The images of a slot that was sent."""
         pixels = self._slots[slot, :num_images]
         # The tensor's storage holds on to this array, and with it every view of the batch.
-        finalize(pixels, self._is_used.__setitem__, slot, 0).atexit = False
+        finalize(pixels, self._release_in, os.getpid(), slot).atexit = False
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _release_in(self, process: int, slot: int) -> None:
+        # A process that is forked while this one holds the batch drops its own copy, and must leave the slot alone.
+        if os.getpid() == process:
+            self.release(slot)
 
     def give_back(self) -> None:
         """Return the memory of free slots to the system until they are used again; on Linux only."""

@@ -2,6 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from jaxtyping import Int8
 
 from msrn.data.packed import PackedImage
 from msrn.errors import DataError, EmptySplitError
+from msrn.files import is_utf8
 
 SPLITS = ("train", "val", "test")
 SPLIT_OF_NAME = {
@@ -86,6 +88,14 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @classmethod
+    def join(cls, parts: "Sequence[LabelledImages]", *, split: str) -> "LabelledImages":
+        """All images of parts with the same labels, in their order, under the name `split`."""
+        if len(parts) == 1:  # not a copy of what may take gigabytes
+            return cls(parts[0].paths, parts[0].target, parts[0].label_names, split)
+        paths = tuple(path for part in parts for path in part.paths)
+        return cls(paths, np.concatenate([part.target for part in parts]), parts[0].label_names, split)
+
     def take(self, indices: "np.ndarray | list[int]", *, split: str | None = None) -> "LabelledImages":
         """The images at `indices`, in that order, under the name `split` if given."""
         rows = np.asarray(indices, dtype=np.int64)
@@ -134,13 +144,25 @@ class Source(ABC):
         """
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
-            raise EmptySplitError(f"{self.root} has no split '{split}'; it has: {known}. Choose one of these.")
+            raise EmptySplitError(f"{self.shown} has no split '{split}'; it has: {known}. Choose one of these.")
+        bad = [name for name in self.label_names if not is_utf8(name)]
+        if bad:
+            raise DataError(f"{self.root} names a label that is not UTF-8: {bad[0]!r}. Rename it.")
         images = self._read(split)
         if len(images) == 0:
             raise EmptySplitError(
-                f"split '{split}' of {self.root} holds no images. Choose another split or add images to it."
+                f"split '{split}' of {self.shown} holds no images. Choose another split or add images to it."
             )
         return images
+
+    @property
+    def shown(self) -> Path:
+        """What messages call the data set: the path it was opened by, where that is a file."""
+        return self.root
+
+    def __repr__(self) -> str:
+        splits = ", ".join(self.splits)
+        return f"{type(self).__name__}({str(self.shown)!r}: {len(self.label_names)} labels; splits {splits})"
 
     def where(self, split: str, index: int) -> tuple[Path | None, int | None]:
         """The file and line that tell of image `index` of a split that was read, as far as the layout has them."""

@@ -197,7 +197,8 @@ def check_files(*splits: LabelledImages) -> None:
     if missing:
         shown = ", ".join(str(path) for path in missing[:_NUM_SHOWN])
         more = ", ..." if len(missing) > _NUM_SHOWN else ""
-        raise DataError(f"{len(missing)} images are missing: {shown}{more}. Put them there, or take their rows out.")
+        are = "image is" if len(missing) == 1 else "images are"
+        raise DataError(f"{len(missing)} {are} missing: {shown}{more}. Put them there, or take their rows out.")
 
 
 def split_hash(images: LabelledImages, *, root: Path | None = None) -> str:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from msrn.data.source import SPLITS, LabelledImages
 from msrn.data.split import check_disjoint, relative_names, split_hash
 from msrn.data.table import LABEL_COLUMNS
 from msrn.errors import DataError, MissingDependencyError
-from msrn.files import replace_file, write_json
+from msrn.files import is_utf8, replace_file, write_json
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _ROWS_AT_ONCE = 65536
@@ -34,6 +35,7 @@ def write_split(
     table: str | Path,
     splits: Sequence[LabelledImages],
     *,
+    extra_column: tuple[str, Mapping[str, Sequence[str]]] | None = None,
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -46,6 +48,8 @@ def write_split(
     Args:
         table: The .csv, .tsv or .parquet file.
         splits: Each named train, val or test, with the same labels.
+        extra_column: Name of one more column, such as that of groups, and its cells by split. Only a table with a column of
+            labels has room for it.
         about: What the JSON file tells besides: how the split was made.
         overwrite: Whether files that exist are replaced.
 
@@ -71,6 +75,9 @@ def write_split(
     if _fits_label_column(ordered):
         ordered = [_sort_labels(part) for part in ordered]
         header, rows = ["path", "labels", "split"], _label_column_rows
+        if extra_column is not None and extra_column[0].lower() not in (*header, *LABEL_COLUMNS):
+            name, cells_of_split = extra_column
+            header, rows = [*header, name], partial(_rows_with_extra, cells_of_split)
     else:
         _check_columns(table, ordered[0].label_names)
         header, rows = ["path", "split", *ordered[0].label_names], _column_a_label_rows
@@ -152,7 +159,9 @@ def check_is_free(table: Path, *, overwrite: bool) -> None:
 
 
 def _fits_label_column(splits: Sequence[LabelledImages]) -> bool:
-    """Whether every image is all known or all unknown, and every label is present in some image."""
+    """Whether a cell can hold each label, every image is all known or all unknown, and every label is in some image."""
+    if not all(map(_can_be_listed, splits[0].label_names)):
+        return False
     is_present = np.zeros(len(splits[0].label_names), dtype=np.bool_)
     for part in splits:
         for target in _blocks(part.target):
@@ -195,6 +204,13 @@ def _label_column_rows(part: LabelledImages, paths: list[str]) -> Iterator[list[
             start = end
 
 
+def _rows_with_extra(
+    cells_of_split: Mapping[str, Sequence[str]], part: LabelledImages, paths: list[str]
+) -> Iterator[list[str]]:
+    for row, cell in zip(_label_column_rows(part, paths), cells_of_split[part.split], strict=True):
+        yield [*row, cell]
+
+
 def _column_a_label_rows(part: LabelledImages, paths: list[str]) -> Iterator[list[str]]:
     path = iter(paths)
     for target in _blocks(part.target):
@@ -203,25 +219,29 @@ def _column_a_label_rows(part: LabelledImages, paths: list[str]) -> Iterator[lis
 
 
 def _is_plain(label: str) -> bool:
-    """Whether a label may stand in a cell as it is; otherwise in a list.
-
-    Raises:
-        DataError: Not even there: it has blanks around it, or is blank.
-    """
-    if LabelCells([json.dumps([label], ensure_ascii=False)]).label_names != (label,):
-        raise DataError(f"the label {label!r} cannot stand in a table. Rename it: no blanks around it.")
+    """Whether a label may stand in a cell as it is; otherwise in a list."""
     has_other_meaning = label.startswith("[") or any(separator in label for separator in LABEL_SEPARATORS)
     return not has_other_meaning and LabelCells([label]).label_names == (label,)
+
+
+def _can_be_listed(label: str) -> bool:
+    """Whether a list may hold a label: not blanks around it, a carriage return, or what means unknown there, such as ?."""
+    return "\r" not in label and LabelCells([json.dumps([label], ensure_ascii=False)]).label_names == (label,)
 
 
 def _check_columns(table: Path, label_names: Sequence[str]) -> None:
     """Refuse labels that would be read as something else when they head a column."""
     taken = {"path", "split", *LABEL_COLUMNS}
-    bad = [name for name in label_names if not name or name != name.strip() or name.lower() in taken]
+    blank = next((name for name in label_names if name != name.strip() or not name or "\r" in name), None)
+    if blank is not None:
+        raise DataError(
+            f"{table}: the label {blank!r} cannot stand in a table. Rename it: no blanks around it, no carriage return in it."
+        )
+    bad = [name for name in label_names if name.lower() in taken]
     if bad:
         raise DataError(
-            f"{table}: labels {', '.join(map(repr, bad))} cannot head a column, and unknown entries need one column a label. "
-            "Rename them: no blanks around, and none of " + ", ".join(sorted(taken)) + "."
+            f"{table}: labels {', '.join(map(repr, bad))} cannot head a column, which they need here. "
+            "Rename them: none of " + ", ".join(sorted(taken)) + "."
         )
     header = ",".join(["path", "split", *label_names]).splitlines()[0]
     if table.suffix.lower() == ".csv" and max(",;\t", key=header.count) != ",":
@@ -238,20 +258,13 @@ def _path_cells(part: LabelledImages, folder: Path) -> list[str]:
             "archives, or write these images out as files first."
         )
     names = relative_names(part, folder)
-    bad = next((name for name in names if name != name.strip() or not _is_utf8(name)), None)
+    bad = next((name for name in names if name != name.strip() or "\r" in name or not is_utf8(name)), None)
     if bad is not None:
         raise DataError(
-            f"the path {bad!r} cannot stand in a table: blanks around it, or a name that is not UTF-8. Rename the file."
+            f"the path {bad!r} cannot stand in a table: blanks around it, a carriage return in it, or a name that is not "
+            "UTF-8. Rename the file."
         )
     return names
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _write_parquet(path: Path, header: list[str], rows: Iterator[list[str]]) -> None:

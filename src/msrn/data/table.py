@@ -17,8 +17,8 @@ from msrn.data.records import SUFFIXES, read_records
 from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
-PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path")
-LABEL_COLUMNS = ("labels", "label", "tags")
+PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path", "sourcefile")
+LABEL_COLUMNS = ("labels", "label", "tags", "keywords")
 SPLIT_COLUMNS = ("split", "split_name", "subset")
 
 _NUM_SHOWN = 5
@@ -153,6 +153,7 @@ class TableSource(Source):
         if label_separator == "":
             raise DataError("label_separator must not be empty. Pass one such as '|', or leave it out to find it.")
         self.root = path if path.is_dir() else path.parent
+        self._path = path
         self._rows: dict[str, _Rows] = {}
         self._first_of_path: dict[str, int] = {}
         self._duplicates: list[str] = []
@@ -224,6 +225,10 @@ class TableSource(Source):
                 message = f"{table}:{line}: expected a path in column '{header[layout.path]}', got {shown(cell)}."
                 report("bad value", f"{message} Give one path, or name another column as path_column.", line)
                 continue
+            if cell.startswith(("http://", "https://")):
+                message = f"{table}:{line}: {shown(cell)} is on the web. Download the image, and give the file's path."
+                report("remote image", message, line)
+                continue
             split = table_split or "train"
             if layout.split is not None:
                 named = SPLIT_OF_NAME.get(row[layout.split].strip().lower())
@@ -280,11 +285,16 @@ class TableSource(Source):
             if value is None:
                 message = (
                     f"{table}:{line}: column '{name}': expected 1 or 0 (true, false, yes, no), or blank, NaN, ? or -1 for "
-                    f"unknown, got '{shown(cell)}'. Correct the cell; if '{name}' is no label, pass label_names."
+                    f"unknown, got '{shown(cell)}'. Correct the cell; if '{name}' is no label, pass label_names (--label-names)."
                 )
                 self._report("bad value", message, file=table, line=line)
             values.append(255 if value is None else value)
         return bytes(values)
+
+    @property
+    def shown(self) -> Path:
+        """The path the table was opened by."""
+        return self._path
 
     def where(self, split: str, index: int) -> tuple[Path | None, int | None]:
         """The table and the line that an image of a split stands in; in Parquet the row, counted from 1."""
@@ -311,10 +321,10 @@ class TableSource(Source):
         found = self._cells.label_names
         if label_names is None:
             if not any(rows.paths for rows in self._rows.values()):
-                raise EmptySplitError(f"the table of {self.root} has a header and no rows. Add a row for each image.")
+                raise EmptySplitError(f"{self._path} has a header and no rows. Add a row for each image.")
             if not found:
                 raise DataError(
-                    f"the label column of {self.root} names no label: all its cells are blank. "
+                    f"the label column of {self._path} names no label: all its cells are blank. "
                     "Fill it, or pass label_names if nothing is present in any image."
                 )
             return found
@@ -322,7 +332,7 @@ class TableSource(Source):
         if others and self.problems is None:
             more = ", ..." if len(others) > _NUM_SHOWN else ""
             raise DataError(
-                f"the label column of {self.root} holds {len(others)} labels that are not in label_names: "
+                f"the label column of {self._path} holds {len(others)} labels that are not in label_names: "
                 f"{', '.join(others[:_NUM_SHOWN])}{more}. Add them, or check label_separator."
             )
         if others:

@@ -117,7 +117,10 @@ class MultiScaleCrop:
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ) -> None:
         if not scales or not all(0 < scale <= 1 for scale in scales) or max_distort < 0:
-            raise ValueError(f"expected scales in (0, 1] and max_distort >= 0, got {scales} and {max_distort}")
+            raise ValueError(
+                f"expected scales in (0, 1] and max_distort >= 0, got {scales} and {max_distort}. "
+                f"Pass such as {PUBLISHED_CROP_SCALES} and 2."
+            )
         self.size = size
         self.scales = tuple(scales)
         self.max_distort = max_distort

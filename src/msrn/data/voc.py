@@ -77,7 +77,7 @@ class VOCSource(Source):
         if not self.splits:
             raise SourceNotFoundError(
                 f"{self._list_dir} holds none of VOC's lists: expected files such as aeroplane_train.txt. "
-                "Unpack VOCtrainval_06-Nov-2007.tar or VOCtest_06-Nov-2007.tar there."
+                "Unpack the VOC archives there, such as VOCtrainval_06-Nov-2007.tar or VOCtrainval_11-May-2012.tar."
             )
         self._where: dict[str, tuple[Path, list[int]]] = {}
         self._num_images: dict[str, int] = {}

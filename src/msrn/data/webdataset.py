@@ -17,6 +17,7 @@ from msrn.errors import DataError, SourceNotFoundError
 
 # tarfile tells compressed archives by their content; these are recognised so that they are refused with a reason.
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MAX_LABEL_BYTES = 1 << 20
 _LABEL_SUFFIXES = frozenset({".json", ".txt", ".cls"})
 
 _Labels = str | dict[str, int]
@@ -134,6 +135,12 @@ class WebDatasetSource(Source):
                             )
                             self._report("repeated path", message, file=shard)
                     elif suffix in _LABEL_SUFFIXES:
+                        if entry.size > _MAX_LABEL_BYTES:
+                            message = (
+                                f"{shard}: {entry.name} has {entry.size:,} bytes, more than labels take. Leave it out."
+                            )
+                            self._report("bad value", message, file=shard)
+                            continue
                         text = entry.read_from(file).decode("utf-8-sig", errors="replace")
                         texts.setdefault(key, {})[suffix] = text
         except OSError as error:

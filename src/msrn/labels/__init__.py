@@ -8,7 +8,14 @@ from msrn.labels.edges import (
     edges_by_top_k,
     sweep_thresholds,
 )
-from msrn.labels.graph import LabelGraph, build_adjacency, build_attention_mask, count_co_occurrence, weigh_edges
+from msrn.labels.graph import (
+    LabelGraph,
+    build_adjacency,
+    build_attention_mask,
+    count_co_occurrence,
+    count_known,
+    weigh_edges,
+)
 from msrn.labels.graph_file import CountedGraph, read_graph, write_graph
 from msrn.labels.label_vectors import (
     LabelVectors,
@@ -30,6 +37,7 @@ __all__ = [
     "build_attention_mask",
     "conditional_probability",
     "count_co_occurrence",
+    "count_known",
     "edges_by_lift",
     "edges_by_threshold",
     "edges_by_top_k",

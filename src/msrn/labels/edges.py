@@ -76,7 +76,11 @@ def edges_by_top_k(
 
 
 def edges_by_lift(
-    co_occurrence: Int[Tensor, "L L"], label_counts: Int[Tensor, "L"], *, num_images: int, significance: float = 0.01
+    co_occurrence: Int[Tensor, "L L"],
+    label_counts: Int[Tensor, "L"] | Int[Tensor, "L L"],
+    *,
+    num_images: int | Int[Tensor, "L L"],
+    significance: float = 0.01,
 ) -> Bool[Tensor, "L L"]:
     """Edges, both ways, between labels that occur together more often than chance would have it.
 
@@ -87,8 +91,9 @@ def edges_by_lift(
 
     Args:
         co_occurrence: Images holding both labels.
-        label_counts: Images holding each label.
-        num_images: Images counted, also those without a label; an unknown entry counts as absent.
+        label_counts: Images holding each label; where entries are unknown, entry [i, j] is the images that hold i and of
+            which j is known (`count_known`).
+        num_images: Images counted, also those without a label; where entries are unknown, a number for each pair.
         significance: Greatest expected share of false edges, between 0 and 1.
 
     Raises:
@@ -107,18 +112,23 @@ def edges_by_lift(
     if not 0 < significance < 1:
         raise ValueError(f"significance is a share between 0 and 1, got {significance}. 0.01 is a good start.")
     num_labels = len(label_counts)
-    if num_labels and num_images < int(label_counts.max()):
+    counts = label_counts.to(torch.float64)
+    if counts.ndim == 1:
+        counts = counts[:, None].expand(-1, num_labels)  # (L, L)
+    totals = torch.as_tensor(num_images, dtype=torch.float64).expand(num_labels, num_labels)
+    wrong = (counts > totals).nonzero().tolist()
+    if wrong:
+        here = tuple(wrong[0])
         raise ValueError(
-            f"num_images is {num_images}, but a label is in {int(label_counts.max())} images. Give the number of all images."
+            f"num_images is {int(totals[here])}, but a label is in {int(counts[here])} images. Give the number of all images."
         )
     # Pairs that never occur together have no lift; leaving them out keeps this small for thousands of labels.
     i, j = co_occurrence.triu(1).nonzero(as_tuple=True)  # (pairs,)
-    counts = label_counts.to(torch.float64)
-    both, count_i, count_j = co_occurrence[i, j].to(torch.float64), counts[i], counts[j]
-    other_i, other_j = num_images - count_i, num_images - count_j
+    both, count_i, count_j, total = co_occurrence[i, j].to(torch.float64), counts[i, j], counts[j, i], totals[i, j]
+    other_i, other_j = total - count_i, total - count_j
     table = torch.stack([both, count_i - both, count_j - both, other_i - count_j + both])  # (4, pairs)
     products = torch.stack([count_i * count_j, count_i * other_j, other_i * count_j, other_i * other_j])
-    expected = products / max(num_images, 1)
+    expected = products / total.clamp(min=1)
     ratio = 2 * torch.special.xlogy(table, table / expected.clamp(min=1e-300)).sum(dim=0).clamp(min=0)  # G2
     p_values = torch.where(both > expected[0], torch.erfc((ratio / 2).sqrt()), 1.0)
     ordered = p_values.sort().values
@@ -202,9 +212,12 @@ class EdgeRule:
                 return f"labels together more often than by chance, significance {self.significance:g}"
 
     def arguments(
-        self, co_occurrence: Int[Tensor, "L L"], label_counts: Int[Tensor, "L"], num_images: int
+        self,
+        co_occurrence: Int[Tensor, "L L"],
+        label_counts: Int[Tensor, "L"] | Int[Tensor, "L L"],
+        num_images: int | Int[Tensor, "L L"],
     ) -> dict[str, Any]:
-        """What a `LabelGraph` of these counts is given beside them."""
+        """What a `LabelGraph` of these counts is given beside them; see `edges_by_lift` for counts where entries are unknown."""
         match self.name:
             case "threshold":
                 return {"threshold": self.threshold}

@@ -33,11 +33,37 @@ def count_co_occurrence(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"],
     """
     num_labels = target.shape[1]
     both = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=target.device)
-    for rows in target.split(min(_CHUNK_IMAGES, max(1, _CHUNK_ENTRIES // max(1, num_labels)))):
+    for rows in target.split(_rows_at_once(num_labels)):
         present = (rows == 1).to(torch.float32)  # (n, L)
         both += (present.T @ present).round().to(torch.int64)  # (L, L), exact below 2^24 images
     label_counts = both.diagonal().clone()  # (L,)
     return both.fill_diagonal_(0), label_counts
+
+
+def count_known(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"], Int[Tensor, "L L"]]:
+    """For every two labels i and j: the images that hold i and of which j is known, and those of which both are known.
+
+    Args:
+        target: 1 present, 0 absent, -1 unknown.
+
+    Example:
+        >>> count_known(torch.tensor([[1, 1], [1, -1], [0, 0]]))
+        (tensor([[2, 1],
+                [1, 1]]), tensor([[3, 2],
+                [2, 2]]))
+    """
+    num_labels = target.shape[1]
+    counts = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=target.device)
+    num_images = torch.zeros_like(counts)
+    for rows in target.split(_rows_at_once(num_labels)):
+        present, known = (rows == 1).to(torch.float32), (rows >= 0).to(torch.float32)  # (n, L)
+        counts += (present.T @ known).round().to(torch.int64)
+        num_images += (known.T @ known).round().to(torch.int64)
+    return counts, num_images
+
+
+def _rows_at_once(num_labels: int) -> int:
+    return min(_CHUNK_IMAGES, max(1, _CHUNK_ENTRIES // max(1, num_labels)))
 
 
 def build_adjacency(
@@ -159,7 +185,11 @@ class LabelGraph:
         """Count the graph over the *training* targets: 1 present, 0 absent, -1 unknown; `rule` goes before `threshold`."""
         both, counts = count_co_occurrence(target)
         rule = rule or EdgeRule(threshold=threshold)
-        return cls(tuple(label_names), both, counts, **rule.arguments(both, counts, len(target)))
+        if rule.name == "lift" and bool((target < 0).any()):
+            arguments = rule.arguments(both, *count_known(target))
+        else:
+            arguments = rule.arguments(both, counts, len(target))
+        return cls(tuple(label_names), both, counts, **arguments)
 
     @property
     def num_labels(self) -> int:

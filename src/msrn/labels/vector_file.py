@@ -67,6 +67,7 @@ def _check(vectors: torch.Tensor, about: dict[str, Any]) -> LabelVectors:
         raise ValueError("it tells no origin of each label")
     if vectors.ndim != 2 or len(vectors) != len(names) or 0 in vectors.shape or not vectors.is_floating_point():
         raise ValueError(f"{len(names)} labels with numbers of shape {tuple(vectors.shape)}")
+    vectors = vectors.float()
     if not bool(vectors.isfinite().all()):
         raise ValueError("some numbers are not finite")
-    return LabelVectors(names, vectors.float(), origins, str(about["source"]))
+    return LabelVectors(names, vectors, origins, str(about["source"]))

@@ -19,7 +19,8 @@ def align_labels(images: LabelledImages, label_names: Sequence[str], *, missing:
     Args:
         images: A labelled split.
         label_names: The model's labels.
-        missing: Target of labels that the data does not have: -1 unknown, or 0 absent.
+        missing: Target of labels that the data does not have: -1 unknown, or 0 absent; unknown in any case for images of
+            which nothing is known.
 
     Raises:
         LabelMismatchError: The data has a label that the model does not know, or none that it knows.
@@ -37,13 +38,15 @@ def align_labels(images: LabelledImages, label_names: Sequence[str], *, missing:
     for index, name in enumerate(label_names):
         if name in column:
             target[:, index] = images.target[:, column[name]]
+    target[(images.target == -1).all(axis=1)] = -1  # nobody looked at these, whatever the label
     return LabelledImages(images.paths, target, tuple(label_names), images.split)
 
 
 def read_labelled(path: str | Path, split: str, label_names: Sequence[str], **table_options: Any) -> LabelledImages:
     """Read one split of a source with the target's columns in the model's order.
 
-    A label that a table's label column or a VOC folder never names is absent; one that has no column of its own is unknown.
+    A label that the source never names is absent where the source names every label of an image, as a table's label column
+    does, and unknown elsewhere; it is unknown for images of which nothing is known.
 
     Raises:
         DataError: The source or the split cannot be read.

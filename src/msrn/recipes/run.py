@@ -1,5 +1,6 @@
 """Carry out a recipe: data, label graph, model, training, bundle, and the one look at the test split; or only count its memory."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from rich.console import Console
@@ -20,6 +20,7 @@ from msrn.bundle.bundle import CONFIG_FILE
 from msrn.data import LabelledImages, check_disjoint, check_files, hold_out, open_source, split_hash
 from msrn.data.loader import build_loader
 from msrn.data.mixing import BatchMixing
+from msrn.data.split import relative_names
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import DataError, ModelError, RecipeError, TrainingError
 from msrn.files import write_json, write_text
@@ -52,6 +53,8 @@ METRICS_FILE = "metrics.csv"
 CHECKPOINT_DIR = "checkpoints"
 BUNDLE_DIR = "bundle"
 TEST_FILE = "test.json"
+# Beside the splits in SPLITS_FILE: what else a run has to be resumed with.
+_SEMANTICS = "label graph and word vectors"
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def read_splits(recipe: Recipe, console: Console | None = None) -> Splits:
         write_scenes(root)
     source = open_source(root, **data.source_options())
     parts = [source.read(split) for split in data.train]
-    train = parts[0] if len(parts) == 1 else _join(parts)
+    train = parts[0] if len(parts) == 1 else LabelledImages.join(parts, split="train")
     has_own_val = "val" in source.splits and "val" not in (*data.train, data.test)
     if not (train.target == 1).any():
         raise DataError(
@@ -265,15 +268,15 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     graph = _label_graph(recipe, splits)
     model = _build_model(recipe, graph.label_graph)
     record = splits.record()
+    has_files = recipe.labels.graph is not None or recipe.labels.vectors is not None
+    semantics = {_SEMANTICS: {"sha256": _semantics_hash(recipe, graph.label_graph)}} if has_files else {}
     has_checkpoint = _has_checkpoint(run_dir)
     if has_checkpoint:
-        _check_same_splits(record, run_dir)
+        _check_same_splits(record | semantics, run_dir)
     save_recipe(recipe, run_dir / RECIPE_FILE)
-    write_json(run_dir / SPLITS_FILE, record)
+    write_json(run_dir / SPLITS_FILE, record | semantics)
     if splits.is_held_out:
-        paths = [Path(path) for path in splits.val.paths]
-        root = Path(os.path.commonpath([path.parent for path in paths]))
-        write_text(run_dir / HELD_OUT_FILE, "".join(f"{path.relative_to(root)}\n" for path in paths))
+        write_text(run_dir / HELD_OUT_FILE, "".join(f"{name}\n" for name in relative_names(splits.val)))
     _describe(recipe, splits, model, graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     transform = TrainTransform(preprocessing, **recipe.data.augmentation())
@@ -390,11 +393,21 @@ def _describe(
             highlight=False,
             markup=False,
         )
+        num_steps = max(1, len(splits.train) // recipe.data.batch_size) * recipe.trainer.max_epochs
+        if recipe.schedule.warmup_steps >= num_steps:
+            console.print(
+                f"warning: the warm-up takes {recipe.schedule.warmup_steps} steps and the whole run {num_steps}, so the learning "
+                "rate never falls. Raise trainer.max_epochs, or lower schedule.warmup_steps.",
+                highlight=False,
+                markup=False,
+                style="yellow",
+            )
         if recipe.labels.graph is not None:
             is_same = graph.split_sha256 == splits.hashes["train"]
             console.print(
                 f"label graph from {recipe.labels.graph}, {label_graph.rule}, counted on {graph.num_images or 'unknown'} images"
-                f" ({graph.split or 'unknown split'}), {'those' if is_same else 'not the very ones'} that are trained on",
+                f" ({graph.split or 'unknown split'}), {'those' if is_same else 'not the very ones'} that are trained on"
+                f"{'' if recipe.labels.rule == 'threshold' else '; its edges stand, labels.rule is not looked at'}",
                 highlight=False,
                 markup=False,
             )
@@ -419,6 +432,17 @@ def _word_vectors(recipe: Recipe, label_graph: LabelGraph) -> Float[Tensor, "L E
             "Give one vector a label, in the data's order, or leave labels.vectors out."
         )
     return vectors
+
+
+def _semantics_hash(recipe: Recipe, label_graph: LabelGraph) -> str:
+    """Fingerprint of the graph and of vectors from a file; others follow from the graph."""
+    digest = hashlib.sha256()
+    tensors = [label_graph.co_occurrence, label_graph.label_counts, label_graph.adjacency > 0]
+    if recipe.labels.vectors is not None:
+        tensors.append(_word_vectors(recipe, label_graph))
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _cache_bytes(recipe: Recipe) -> int:
@@ -449,17 +473,14 @@ def _check_same_splits(record: dict[str, dict[str, Any]], run_dir: Path) -> None
         raise TrainingError(
             f"{run_dir / SPLITS_FILE} cannot be read: {error}. Start a new run with another --out."
         ) from None
+    if _SEMANTICS in record:
+        before.setdefault(_SEMANTICS, record[_SEMANTICS])  # runs that were started before it was written down
     changed = [name for name in {**before, **record} if before.get(name) != record.get(name)]
     if changed:
         raise DataError(
             f"the data has changed since {run_dir} was started (different: {', '.join(changed)}). "
             "Bring back the data it was started with, or start a new run with another --out."
         )
-
-
-def _join(parts: list[LabelledImages]) -> LabelledImages:
-    paths = tuple(path for part in parts for path in part.paths)
-    return LabelledImages(paths, np.concatenate([part.target for part in parts]), parts[0].label_names, "train")
 
 
 def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:

@@ -67,7 +67,8 @@ def write_data_page(path: str | Path, report: DataReport) -> Path:
             colours=SPLIT_COLOURS,
         )
     path = Path(path)
-    write_text(path, html)
+    # Names of files that are not UTF-8 would spoil the page.
+    write_text(path, html.encode("utf-8", "backslashreplace").decode("utf-8"))
     return path
 
 

@@ -49,6 +49,16 @@ def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | No
     return svg[svg.index("<svg") :]
 
 
+def check_picture(path: Path) -> None:
+    """Refuse the name of a picture that cannot be written, before any work is done for it.
+
+    Raises:
+        MSRNError: It has another ending than .svg or .png.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise MSRNError(f"{path} has an ending that no picture is written to. Give a name that ends in .svg or .png.")
+
+
 def save_label_graph(label_graph: LabelGraph, path: str | Path) -> None:
     """Write the picture of `draw_label_graph` to a file, .svg or .png.
 
@@ -57,10 +67,8 @@ def save_label_graph(label_graph: LabelGraph, path: str | Path) -> None:
         MSRNError: The file has another ending, or cannot be written.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in PICTURE_SUFFIXES:
-        raise MSRNError(f"{path} has an ending that no picture is written to. Give a name that ends in .svg or .png.")
-    if suffix == ".svg":
+    check_picture(path)
+    if path.suffix.lower() == ".svg":
         write_text(path, draw_label_graph(label_graph))
         return
     data = io.BytesIO()

@@ -1,0 +1,127 @@
+"""Files that commands write: never a part of the data, never a folder, refused before any work is done."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from msrn.cli import main as cli
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `msrn ARGUMENTS`."""
+    code = 0
+    argv, sys.argv = sys.argv, ["msrn", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = ["path,labels"]
+    for number in range(12):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{'sea|dog' if number % 2 else 'sea'}")
+    (folder / "photos.csv").write_text("\n".join(rows) + "\n")
+    return folder / "photos.csv"
+
+
+@pytest.mark.parametrize("through_folder", [False, True])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("data", "check"), "--json"),
+        (("data", "check"), "--out"),
+        (("labels", "graph"), "--json"),
+        (("data", "split", "--out", "other.csv"), "--json"),
+    ],
+)
+def test_no_command_writes_over_the_data(table, capsys, monkeypatch, command, option, through_folder):
+    monkeypatch.chdir(table.parent.parent)
+    before = table.read_bytes()
+    source = table.parent if through_folder else table
+    code, _, err = run(capsys, *command[:2], source, *command[2:], option, table)
+    assert code == 1
+    assert "is a part of the data, which would be lost. Choose another name." in err
+    assert table.read_bytes() == before
+    assert not Path("other.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("data", "check", "--out", "."), "--out . is a folder. Give the name of a file."),
+        (("data", "check", "--out", "-"), "--out - is standard output, which is for --json."),
+        (("data", "check", "--out", "x", "--json", "x"), "name the same file"),
+        (("labels", "graph", "--json", "."), "--json . is a folder"),
+        (("labels", "graph", "--picture", "graph.bmp"), "graph.bmp has an ending that no picture is written to"),
+        (
+            ("labels", "vectors", "--from", "cooccurrence", "--out", "v.safetensors", "--json", "."),
+            "--json . is a folder",
+        ),
+        (("data", "split", "--check", "--out", "x.csv"), "--check only looks at SOURCE"),
+    ],
+)
+def test_what_cannot_be_written_is_said_first(table, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(table.parent.parent)
+    code, out, err = run(capsys, *arguments[:2], table, *arguments[2:])
+    assert (code, out) == (1, "")
+    assert words in err
+
+
+def test_other_columns_are_left_out_by_naming_the_labels(table, capsys):
+    rows = ["path,sea,dog,width", *(f"{number}.png,1,{number % 2},640" for number in range(12))]
+    table.write_text("\n".join(rows) + "\n")
+    code, out, _ = run(capsys, "data", "check", table)
+    assert code == 1
+    assert "if 'width' is no label, pass label_names (--label-names)" in out
+    (table.parent / "names.txt").write_text("sea\ndog\n")
+    for names in ("sea,dog", table.parent / "names.txt"):
+        assert run(capsys, "data", "check", table, "--label-names", names)[0] == 0
+    split = table.parent / "split.csv"
+    assert run(capsys, "data", "split", table, "--label-names", "sea,dog", "--out", split)[0] == 0
+    assert run(capsys, "labels", "graph", table, "--label-names", "sea,dog")[0] == 0
+    assert "width" not in split.read_text()
+
+
+def test_a_split_keeps_the_column_of_groups_and_says_what_was_pooled(table, capsys):
+    rows = ["path,labels,day,split"]
+    rows += [f"{number}.png,sea,day {number // 2},{'test' if number > 8 else 'train'}" for number in range(12)]
+    table.write_text("\n".join(rows) + "\n")
+    split = table.parent / "split.csv"
+    code, out, _ = run(
+        capsys, "data", "split", table, "--group-by", "day", "--val", "0.2", "--test", "0.2", "--out", split
+    )
+    assert code == 0
+    assert "pooled and dealt out anew: train, test" in out
+    assert split.read_text().splitlines()[0] == "path,labels,split,day"
+    code, out, _ = run(capsys, "data", "check", split, "--group-by", "day")
+    assert code == 0
+    assert run(capsys, "data", "split", split, "--check")[0] == 0
+    again = shutil.copy(split, table.parent / "again.csv")
+    mixed = Path(again).read_text().replace("train,day", "val,day", 1)
+    Path(again).write_text(mixed)
+    code, out, _ = run(capsys, "data", "check", again, "--group-by", "day")
+    assert "group across splits" in out
+    assert code == 1
+
+
+def test_mixed_separators_and_swapped_letters_are_named(table, capsys):
+    cells = ["dog", "dog;sea", "dgo", *["dog"] * 9]
+    table.write_text("path,labels\n" + "".join(f"{i}.png,{cell}|sea\n" for i, cell in enumerate(cells)))
+    _, out, _ = run(capsys, "data", "check", table, "--min-positives", "0")
+    assert "warning: separator in label (1)" in out
+    assert "photos.csv:3: label 'dog;sea' (1 image) holds a ';': are these several labels?" in " ".join(
+        out.split()
+    ) or ("label 'dog;sea' holds a ';'" in out)
+    assert "label 'dgo' (1 image) looks like 'dog'" in out
