@@ -1,5 +1,6 @@
 import io
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from msrn.data.images import read_image
 from msrn.data.loader import build_loader
 from msrn.data.open import open_source
 from msrn.data.source import LabelledImages, Problem
+from msrn.data.split import check_files, split_images
+from msrn.data.split_table import write_split
 from msrn.data.table import TableSource
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, EmptySplitError, MissingDependencyError, SourceNotFoundError, UnreadableImageError
@@ -300,3 +303,27 @@ def test_images_travel_to_spawned_processes(tmp_path: Path) -> None:
     assert len(pickle.dumps(paths)) < 20_000  # the file's name, not its content
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(DatasetImage.read_bytes, paths[:2]) == [jpeg(0), jpeg(1)]
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_split_of_a_data_set_is_a_table_that_points_into_it(tmp_path, is_saved):
+    """Rows go to other splits, and are read from where they lie."""
+    labels = [["cat"] if number % 2 else ["dog", "cat"] for number in range(12)]
+    saved = dataset(12, labels=labels)
+    root = tmp_path / ("saved" if is_saved else "set.parquet")
+    saved.save_to_disk(root) if is_saved else saved.to_parquet(root)
+    source = open_source(root)
+    images = source.read("train")
+    parts = split_images(images, {"train": 0.5, "test": 0.5}, seed=0)
+    write_split(tmp_path / "split.csv", list(parts.values()))
+    again = open_source(tmp_path / "split.csv")
+    for name, part in parts.items():
+        read = again.read(name)
+        assert read.target.tolist() == part.target.tolist()
+        assert [os.fspath(path) for path in read.paths] == [os.fspath(path) for path in part.paths]
+        assert [path.read_bytes() for path in read.paths] == [path.read_bytes() for path in part.paths]
+        check_files(read)
+    rows_of = (tmp_path / "split.csv").read_text().replace(f"{root.name}/train/0,", f"{root.name}/train/99,")
+    (tmp_path / "split.csv").write_text(rows_of)
+    with pytest.raises(DataError, match=r"1 image is missing: .*train/99"):
+        check_files(*(open_source(tmp_path / "split.csv").read(name) for name in parts))

@@ -1,6 +1,8 @@
 """Data sets of the Hugging Face library `datasets`: saved folders, Parquet files that hold images, names on the hub."""
 
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +93,35 @@ class DatasetImage(PackedImage):
         return Path(root if root.is_dir() else root.parent, image["path"]).read_bytes()
 
     def is_file(self) -> bool:
-        """Whether the data set is there."""
-        return self.root.startswith(HUB_PREFIX) or Path(self.root).exists()
+        """Whether the data set is there, and has that row."""
+        return self.row < len(self.dataset) and (self.root.startswith(HUB_PREFIX) or Path(self.root).exists())
+
+
+def find_image(path: str) -> DatasetImage | None:
+    """The image of a data set on disk that a path names as `DatasetImage` does, such as `set/train/3`; None for other paths.
+
+    Raises:
+        DataError: The data set cannot be loaded.
+        MissingDependencyError: The library `datasets` is not installed.
+    """
+    root, _, rest = path.rpartition(f"{os.sep}")
+    root, _, split = root.rpartition(f"{os.sep}")
+    if not rest.isdecimal() or split not in SPLITS or split not in (images := _images_in(root)):
+        return None
+    return DatasetImage(root, split, images[split], int(rest))
+
+
+@cache
+def _images_in(root: str) -> dict[str, Any]:
+    """The undecoded images by split of the data set at a path; empty where there is none."""
+    if not Path(root).exists() or not HuggingFaceSource.recognises(Path(root)):
+        return {}
+    found = {}
+    for name, dataset in _load(root).items():
+        columns = [column for column, feature in dataset.features.items() if _is_image(feature)]
+        if name.lower() in SPLIT_OF_NAME and columns:
+            found[SPLIT_OF_NAME[name.lower()]] = _undecoded(dataset, columns[0])
+    return found
 
 
 class HuggingFaceSource(Source):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from msrn.data.cells import LABEL_SEPARATORS, NOTHING_PRESENT, LabelCells, sorted_labels
+from msrn.data.huggingface import HUB_PREFIX, DatasetImage
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage, TarMember
 from msrn.data.source import SPLITS, LabelledImages
@@ -250,12 +251,17 @@ def _check_columns(table: Path, label_names: Sequence[str]) -> None:
         )
 
 
+def _can_be_named(image: PackedImage) -> bool:
+    """Whether `TableSource` finds a packed image by its path."""
+    return isinstance(image, TarMember) or (isinstance(image, DatasetImage) and not image.root.startswith(HUB_PREFIX))
+
+
 def _path_cells(part: LabelledImages, folder: Path) -> list[str]:
-    packed = next((p for p in part.paths if isinstance(p, PackedImage) and not isinstance(p, TarMember)), None)
+    packed = next((p for p in part.paths if isinstance(p, PackedImage) and not _can_be_named(p)), None)
     if packed is not None:
         raise DataError(
-            f"{packed} is packed in a file that a table of paths cannot point into. Split sources of image files or of tar "
-            "archives, or write these images out as files first."
+            f"{packed} is packed in a file that a table of paths cannot point into. Split sources of image files, of tar "
+            "archives or of data sets on disk, or write these images out as files first."
         )
     names = relative_names(part, folder)
     bad = next((name for name in names if name != name.strip() or "\r" in name or not is_utf8(name)), None)

@@ -358,10 +358,14 @@ class TableSource(Source):
 
 
 def _image_at(path: str) -> Path | PackedImage:
-    """The file at a path, or the member of an archive where the path leads through one."""
+    """The file at a path, or what it names in a tar archive or in a Hugging Face data set."""
     archive, suffix, member = path.partition(f".tar{os.sep}")
     if member and not Path(archive + suffix).is_dir():
         return TarMember(Path(f"{archive}.tar"), member)
+    if path[-1].isdecimal():  # a file of images has a suffix, the row of a data set has none
+        from msrn.data.huggingface import find_image
+
+        return find_image(path) or Path(path)
     return Path(path)
 
 
