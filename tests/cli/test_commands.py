@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from PIL import Image
-
-from msrn.cli import main as cli
 
 LABELS = ("bright", "dark", "red")
 TINY = [
@@ -24,20 +23,6 @@ TINY = [
     "model.dim=8",
     "trainer.max_epochs=1",
 ]
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `msrn ARGUMENTS`."""
-    code = 0
-    argv, sys.argv = sys.argv, ["msrn", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def check_error(result: tuple[int, str, str], *words: str) -> None:

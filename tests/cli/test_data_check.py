@@ -6,25 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 from PIL import Image
 
-from msrn.cli import main as cli
-
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `msrn data check ARGUMENTS`."""
-    code = 0
-    argv, sys.argv = sys.argv, ["msrn", "data", "check", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return command_line.run(capsys, "data", "check", *arguments)
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 
-from msrn.cli import main as cli
 from msrn.data import open_source, split_hash
 from msrn.recipes import load_recipe
 from msrn.recipes.run import read_splits
@@ -18,16 +17,7 @@ VOC = Path(__file__).parents[2].parent / "shared" / "voc2007" / "VOCdevkit"
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `msrn data split ARGUMENTS`."""
-    code = 0
-    argv, sys.argv = sys.argv, ["msrn", "data", "split", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return command_line.run(capsys, "data", "split", *arguments)
 
 
 def write_photos(folder: Path, *, num_images: int = 200, splits: tuple[str, ...] = ("train",)) -> Path:

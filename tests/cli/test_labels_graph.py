@@ -1,13 +1,11 @@
 """`msrn labels graph`: what it counts, prints, writes and draws."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
-
-from msrn.cli import main as cli
 
 # A horse is always with a person; cups come with saucers; the owl is alone.
 ROWS = {
@@ -28,16 +26,9 @@ def table(tmp_path: Path) -> Path:
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    argv, sys.argv = sys.argv, ["msrn", "labels", "graph", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, " ".join(captured.out.split()), " ".join(captured.err.split())
+    """Exit code, standard output and standard error of `msrn labels graph ARGUMENTS`."""
+    code, out, err = command_line.run(capsys, "labels", "graph", *arguments)
+    return code, " ".join(out.split()), " ".join(err.split())
 
 
 def graph_of(capsys, *arguments: object) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import sys
 from pathlib import Path
 
+import command_line
 import pytest
 import torch
 
-from msrn.cli import main as cli
 from msrn.labels import CountedGraph, LabelGraph, read_vectors, vectors_from_co_occurrence, write_graph
 
 WORDS = "cat 1 0\ndog 0 1\nhot_dog 2 2\ndining 4 0\ntable 0 4\n"
@@ -25,16 +24,9 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    argv, sys.argv = sys.argv, ["msrn", "labels", "vectors", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, " ".join(captured.err.split())
+    """Exit code, standard output and standard error of `msrn labels vectors ARGUMENTS`."""
+    code, out, err = command_line.run(capsys, "labels", "vectors", *arguments)
+    return code, out, " ".join(err.split())
 
 
 def test_every_label_not_found_as_it_is_is_named(capsys) -> None:
