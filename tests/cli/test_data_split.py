@@ -135,7 +135,6 @@ def test_checking_a_table(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "needs --out, the table to write"),
         (["--out", "photos.csv", "--force"], "--out photos.csv is the source itself"),
         (["--out", "split.txt"], "ends in .csv, .tsv, .parquet"),
         (["--out", "s.csv", "--val", "0.5", "--test", "0.5"], "leave nothing for train: they add up to 1"),
@@ -153,6 +152,15 @@ def test_errors_say_what_to_do(tmp_path, capsys, monkeypatch, arguments, words):
     assert code == 1
     assert words in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos.csv"]
+
+
+def test_without_a_name_the_table_is_called_after_the_source(tmp_path, capsys, monkeypatch):
+    (tmp_path / "data").mkdir()
+    write_photos(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "data/photos.csv")[0] == 0
+    assert open_source("photos-split.csv").splits == ("train", "val", "test")
+    assert run(capsys, "photos-split.csv", "--check")[0] == 0
 
 
 @pytest.mark.skipif(not VOC.exists(), reason="needs VOC 2007 in shared/")

@@ -25,7 +25,7 @@ _NUM_SHOWN = 10
 
 EPILOG = """Examples:
 
-  msrn data split photos.csv --out photos-split.csv
+  msrn data split photos.csv
 
   msrn data split photos.csv --out photos-split.csv --val 0.15 --test 0.15 --group-by scene
 
@@ -38,7 +38,11 @@ def split(
     source: Annotated[Path, typer.Argument(help="Labelled images; the layout is recognised (docs/data.md).")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Table to write: .csv, .tsv or .parquet; how it was made goes to .split.json beside it."),
+        typer.Option(
+            help="Table to write: .csv, .tsv or .parquet; how it was made goes to .split.json beside it. By default NAME-split.csv "
+            "here.",
+            show_default=False,
+        ),
     ] = None,
     val: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the images for val; 0.1 unless val is kept.")
@@ -83,11 +87,9 @@ def split(
         counts = ", ".join(f"{name} {part['images']:,}" for name, part in report["splits"].items())
         console.print(f"{source} is what {sidecar_path(source).name} says: {counts}", highlight=False, markup=False)
     else:
-        if out is None:
-            raise DataError("msrn data split needs --out, the table to write. Pass such as --out photos-split.csv.")
         kept = tuple(dict.fromkeys(keep or ()))
         fractions = _find_fractions(val, test, kept)
-        out = out.expanduser()
+        out = Path(f"{source.resolve().stem}-split.csv") if out is None else out.expanduser()
         if out.resolve() == source.expanduser().resolve():
             raise DataError(
                 f"--out {out} is the source itself, whose other columns would be lost. Choose another name."

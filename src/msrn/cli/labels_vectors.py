@@ -57,7 +57,7 @@ def vectors(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to write.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to write.")] = Path("vectors.safetensors"),
     graph: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON of msrn labels graph, for --from cooccurrence.", show_default=False),
