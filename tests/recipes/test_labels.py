@@ -179,6 +179,19 @@ def test_files_that_do_not_exist(data: Path, tmp_path: Path) -> None:
             dry_run(make_recipe(data, f"labels.{key}"))
 
 
+def test_a_published_graph_is_taken_in_the_order_of_the_data(data: Path, tmp_path: Path) -> None:
+    both, counts = count_co_occurrence(torch.from_numpy(open_source(data).read("train").target))
+    for name, size in (("voc_adj.pkl", 3), ("small_adj.pkl", 2)):
+        content = {"adj": both[:size, :size].numpy(), "nums": counts[:size].numpy()}
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    result = train_recipe(make_recipe(data, f"labels.graph={tmp_path / 'voc_adj.pkl'}"), tmp_path / "run")
+    assert torch.equal(load_bundle(result.bundle_dir).label_graph.co_occurrence, both)
+    with pytest.raises(
+        DataError, match=r"small_adj\.pkl is a graph of 2 labels, the data has 3\. Give the graph of these"
+    ):
+        train_recipe(make_recipe(data, f"labels.graph={tmp_path / 'small_adj.pkl'}"), tmp_path / "other")
+
+
 def test_pickles_are_still_taken_row_by_row(data: Path, tmp_path: Path) -> None:
     (tmp_path / "glove.pkl").write_bytes(pickle.dumps([[1.0, 2.0]] * 2))
     with pytest.raises(DataError, match="holds 2 word vectors, the data has 3 labels"):

@@ -25,7 +25,7 @@ from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import DataError, ModelError, RecipeError, TrainingError
 from msrn.files import write_json, write_text
 from msrn.labels import CountedGraph, EdgeRule, LabelGraph, read_graph, read_vectors, vectors_from_co_occurrence
-from msrn.labels.pickles import read_published_vectors
+from msrn.labels.pickles import read_published_graph, read_published_vectors
 from msrn.models import MSRN, PooledClassifier, build_model, count_parameters, use_channels_last
 from msrn.predict import Predictor, evaluate
 from msrn.recipes.load import load_recipe, save_recipe
@@ -337,6 +337,14 @@ def _label_graph(recipe: Recipe, splits: Splits) -> CountedGraph:
         rule = EdgeRule(labels.rule, labels.threshold, labels.top_k, labels.significance)
         label_graph = LabelGraph.from_target(torch.from_numpy(train.target), train.label_names, rule=rule)
         return CountedGraph(label_graph, len(train), train.split, splits.hashes["train"])
+    if Path(labels.graph).suffix.lower() in (".pkl", ".pickle"):
+        both, counts = read_published_graph(labels.graph)
+        if len(counts) != len(train.label_names):
+            raise DataError(
+                f"{labels.graph} is a graph of {len(counts)} labels, the data has {len(train.label_names)}. "
+                "Give the graph of these labels, in the data's order, or leave labels.graph out."
+            )
+        return CountedGraph(LabelGraph(train.label_names, both, counts, threshold=labels.threshold))
     graph = read_graph(labels.graph)
     if graph.split_sha256 is not None and graph.split_sha256 == splits.hashes.get("test"):
         raise DataError(
