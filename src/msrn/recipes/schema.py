@@ -102,8 +102,8 @@ class LabelsRecipe(Section):
 
     graph: str | None = Field(
         None,
-        description="JSON of `msrn labels graph`, which brings its own edges, or a pickle of ML-GCN or MSRN in the data's order; by "
-        "default counted on the training images.",
+        description="JSON of `msrn labels graph`, which brings its own edges, or a pickle of ML-GCN or MSRN in the data's order; "
+        "by default counted on the training images.",
     )
     rule: Literal["threshold", "top-k", "lift"] = Field(
         "threshold",
