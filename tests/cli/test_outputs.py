@@ -36,9 +36,40 @@ def test_no_command_writes_over_the_data(table, capsys, monkeypatch, command, op
     source = table.parent if through_folder else table
     code, _, err = run(capsys, *command[:2], source, *command[2:], option, table)
     assert code == 1
-    assert "is a part of the data, which would be lost. Choose another name." in err
+    assert (
+        "exists and is not what msrn writes" if through_folder else "is a part of the data, which would be lost"
+    ) in err
     assert table.read_bytes() == before
     assert not Path("other.csv").exists()
+
+
+def test_what_was_written_before_is_written_again_and_all_else_is_left_alone(table, capsys, monkeypatch):
+    monkeypatch.chdir(table.parent)
+    commands = [
+        ("data", "check", "--json", "check.json", "--out", "check.html"),
+        ("labels", "graph", "--json", "graph.json", "--picture", "graph.png"),
+        ("labels", "graph", "--picture", "graph.svg"),
+        ("labels", "vectors", "--from", "cooccurrence", "--out", "v.safetensors", "--json", "v.json"),
+        ("data", "split", "--out", "split.csv", "--json", "split-report.json", "--force"),
+    ]
+    for command in commands * 2:
+        assert run(capsys, *command[:2], table, *command[2:])[0] == 0, command
+    (table.parent / "instances.json").write_text('{"images": []}')
+    for name, option in (
+        ("0.png", "--json"),
+        ("0.png", "--picture"),
+        ("instances.json", "--json"),
+        ("split.csv", "--json"),
+    ):
+        before = Path(name).read_bytes()
+        code, _, err = run(capsys, "labels", "graph", table, option, name)
+        assert code == 1
+        assert f"{option} {name} exists and is not what msrn writes; it is left alone." in err
+        assert Path(name).read_bytes() == before
+    Path("own.csv").write_text("path,labels\n")
+    code, _, err = run(capsys, "data", "split", table, "--out", "own.csv", "--force")
+    assert code == 1
+    assert "own.csv was not written by msrn data split; it is left alone." in err
 
 
 @pytest.mark.parametrize(

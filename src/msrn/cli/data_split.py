@@ -94,7 +94,7 @@ def split(
             raise DataError(
                 f"--out {out} is the source itself, whose other columns would be lost. Choose another name."
             )
-        check_outputs(source, **{"--json": json_file, "--out": out})
+        check_outputs(source, **{"--json": json_file})
         check_is_free(out, overwrite=force)
         options = given(
             label_separator=label_separator,
@@ -198,6 +198,12 @@ def _split_source(
     if pooled != ["train"]:
         console.print(
             f"pooled and dealt out anew: {', '.join(pooled)}; --keep leaves val or test as it is", highlight=False
+        )
+    if group_column is not None and group_column not in report["columns"]:
+        console.print(
+            f"the table has no room for the column '{group_column}': its labels have a column each",
+            highlight=False,
+            markup=False,
         )
     console.print(
         f"copies of a photo under other names may be in two splits; msrn data check {out} finds them",

@@ -113,9 +113,11 @@ def graph(
         console.print(note, highlight=False, markup=False)
     _print_sweep(console, label_graph)
     _print_pairs(console, label_graph)
+    alone = label_graph.num_alone
     console.print(
         f"{len(images)} images of {images.split}, {label_graph.num_labels} labels; {label_graph.rule}: "
-        f"{label_graph.num_edges} edges, {label_graph.num_alone} labels attend only to themselves",
+        f"{label_graph.num_edges} edge{'' if label_graph.num_edges == 1 else 's'}, "
+        + ("1 label attends only to itself" if alone == 1 else f"{alone} labels attend only to themselves"),
         highlight=False,
         markup=False,
     )

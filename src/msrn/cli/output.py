@@ -1,5 +1,6 @@
 """What commands print: tables for people, on standard error where standard output carries JSON."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ def make_console(json_file: Path | None) -> Console:
 
 
 def check_outputs(source: str | Path, **outputs: Path | None) -> None:
-    """Refuse files to write that are folders or a part of the data, before any work is done for them.
+    """Refuse files to write that are folders, or that exist and are none of ours, before any work is done for them.
+
+    What commands wrote before may be written again; photos, tables, annotations and what else lies there may not.
 
     Args:
         source: The data, or whatever is read.
@@ -29,24 +32,33 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
         MSRNError: The message names the option.
     """
     read = Path(source).expanduser().resolve()
+    given = []
     for option, path in outputs.items():
         if path is None or (str(path) == "-" and option == "--json"):
             continue
         if str(path) == "-" or path.is_dir():
             what = "a folder" if path.is_dir() else "standard output, which is for --json"
             raise MSRNError(f"{option} {path} is {what}. Give the name of a file.")
-        resolved = path.expanduser().resolve()
-        is_inside = read.is_dir() and resolved.is_file() and resolved.is_relative_to(read)
-        if resolved == read or (is_inside and _is_data(resolved)):
+        given.append(path.expanduser().resolve())
+        if given[-1] == read:
             raise MSRNError(f"{option} {path} is a part of the data, which would be lost. Choose another name.")
-    given = [path.expanduser().resolve() for path in outputs.values() if path is not None and str(path) != "-"]
+        if given[-1].is_file() and not _is_ours(given[-1]):
+            raise MSRNError(
+                f"{option} {path} exists and is not what msrn writes; it is left alone. Choose another name, or delete it."
+            )
     if len(set(given)) < len(given):
         raise MSRNError(f"{' and '.join(outputs)} name the same file. Give each its own.")
 
 
-def _is_data(path: Path) -> bool:
-    """Whether a file in the data's folder is a part of the data, rather than what a command wrote there before."""
-    return path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".xml")
+def _is_ours(path: Path) -> bool:
+    """Whether a file looks like a report, page, picture or file of vectors that a command wrote."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    marks = {".json": rb'\{\s*"(source|labels|vectors)"', ".html": rb"<!doctype html", ".svg": rb"<svg|<\?xml"}
+    if path.suffix.lower() in marks:
+        return re.match(marks[path.suffix.lower()], start) is not None
+    words = {".png": b"Matplotlib", ".safetensors": b'"vectors"'}
+    return start == b"" or words.get(path.suffix.lower(), b"\0" * 513) in start
 
 
 def percent(value: float | None) -> str:

@@ -361,7 +361,7 @@ def _read_splits(source: Source, log: _Log) -> list[LabelledImages]:
             parts.append(source.read(split))
         except DataError as error:
             log.append(Problem("unreadable split", str(error), source.root))
-    if not any(part.split == "train" for part in parts):
+    if not any(part.split == "train" for part in parts) and len(parts) == len(source.splits):
         found = ", ".join(part.split for part in parts) or "none"
         log.append(
             Problem(

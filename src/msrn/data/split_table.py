@@ -55,8 +55,8 @@ def write_split(
         overwrite: Whether files that exist are replaced.
 
     Returns:
-        What the JSON file holds: `about`, then `table` (its name), `sha256` (of its bytes), `label_names` in the order in
-        which the table is read, and for each of `splits` its `images` and the `sha256` of `split_hash`.
+        What the JSON file holds: `about`, then `table` (its name), its `columns` and `sha256` (of its bytes), `label_names` in
+        the order in which the table is read, and for each of `splits` its `images` and the `sha256` of `split_hash`.
 
     Raises:
         ValueError: No splits, names other than train, val and test, or labels that differ.
@@ -95,6 +95,7 @@ def write_split(
     sidecar = {
         **(about or {}),
         "table": table.name,
+        "columns": header,
         "sha256": _file_hash(table),
         "label_names": list(ordered[0].label_names),
         "splits": {
@@ -154,6 +155,10 @@ def check_is_free(table: Path, *, overwrite: bool) -> None:
     """
     if table.suffix.lower() not in SUFFIXES:
         raise DataError(f"{table}: expected a name that ends in {', '.join(SUFFIXES)}. Choose one of these formats.")
+    if overwrite and table.exists() and not sidecar_path(table).exists():
+        raise DataError(
+            f"{table} was not written by msrn data split; it is left alone. Choose another name, or delete it."
+        )
     for path in (table, sidecar_path(table)):
         if path.exists() and not overwrite:
             raise DataError(f"{path} exists. Choose another name, or replace it by --force (overwrite=True).")
