@@ -1,6 +1,7 @@
 """Finds the reader for a path."""
 
 import inspect
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,21 @@ def open_source(path: str | Path, *, problems: list[Problem] | None = None, **op
     path = Path(path).expanduser()
     if not path.exists():
         raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")
-    readers: list[type[Source]] = [getattr(import_module(module), name) for module, name in _READERS]
-    for reader in readers:
+    for reader in _readers():
         if reader.recognises(path):
             _check_options(reader, path, options)
             return reader(path, problems=problems, **options)  # type: ignore[call-arg]
-    looked_for = "; ".join(f"{reader.layout} ({reader.recognised_by})" for reader in readers)
+    looked_for = "; ".join(f"{reader.layout} ({reader.recognised_by})" for reader in _readers())
     raise SourceNotFoundError(
         f"{path} has no layout that msrn knows: looked for {looked_for}. "
         "Pass the table itself, or write one with the columns path and labels."
     )
+
+
+def _readers() -> Iterator[type[Source]]:
+    """Each imported only when it is asked."""
+    for module, name in _READERS:
+        yield getattr(import_module(module), name)
 
 
 def _check_options(reader: type[Source], path: str | Path, options: dict[str, Any]) -> None:

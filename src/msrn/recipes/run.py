@@ -247,7 +247,8 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
     settings = TrainerSettings(**recipe.trainer.model_dump())
     free_bytes = free_memory_bytes(training_device_type(settings))
     graph = _label_graph(recipe, splits)
-    model = _build_model(recipe, graph.label_graph, read_weights=False)
+    vectors = _word_vectors(recipe, graph.label_graph)
+    model = _build_model(recipe, graph.label_graph, vectors, read_weights=False)
     _describe(recipe, splits, model, graph, console)
     module = _build_module(recipe, splits, model)
     num_images = len(splits.train)
@@ -266,10 +267,12 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
 
 def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | None) -> RunResult:
     graph = _label_graph(recipe, splits)
-    model = _build_model(recipe, graph.label_graph)
+    vectors = _word_vectors(recipe, graph.label_graph)
+    model = _build_model(recipe, graph.label_graph, vectors)
     record = splits.record()
     has_files = recipe.labels.graph is not None or recipe.labels.vectors is not None
-    semantics = {_SEMANTICS: {"sha256": _semantics_hash(recipe, graph.label_graph)}} if has_files else {}
+    given_vectors = vectors if recipe.labels.vectors is not None else None
+    semantics = {_SEMANTICS: {"sha256": _semantics_hash(graph.label_graph, given_vectors)}} if has_files else {}
     has_checkpoint = _has_checkpoint(run_dir)
     if has_checkpoint:
         _check_same_splits(record | semantics, run_dir)
@@ -354,10 +357,11 @@ def _label_graph(recipe: Recipe, splits: Splits) -> CountedGraph:
     return replace(graph, label_graph=graph.label_graph.reorder(train.label_names))
 
 
-def _build_model(recipe: Recipe, label_graph: LabelGraph, *, read_weights: bool = True) -> MSRN | PooledClassifier:
+def _build_model(
+    recipe: Recipe, label_graph: LabelGraph, vectors: Float[Tensor, "L E"], *, read_weights: bool = True
+) -> MSRN | PooledClassifier:
     """The model as training starts with it."""
     torch.manual_seed(recipe.trainer.seed)
-    vectors = _word_vectors(recipe, label_graph)
     options = recipe.model.architecture()
     weights = recipe.model.weights
     if read_weights:
@@ -442,12 +446,12 @@ def _word_vectors(recipe: Recipe, label_graph: LabelGraph) -> Float[Tensor, "L E
     return vectors
 
 
-def _semantics_hash(recipe: Recipe, label_graph: LabelGraph) -> str:
-    """Fingerprint of the graph and of vectors from a file; others follow from the graph."""
+def _semantics_hash(label_graph: LabelGraph, vectors: Float[Tensor, "L E"] | None) -> str:
+    """Fingerprint of the graph, and of vectors from a file; others follow from the graph."""
     digest = hashlib.sha256()
     tensors = [label_graph.co_occurrence, label_graph.label_counts, label_graph.adjacency > 0]
-    if recipe.labels.vectors is not None:
-        tensors.append(_word_vectors(recipe, label_graph))
+    if vectors is not None:
+        tensors.append(vectors)
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
