@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from msrn.data.published_counts import compare_with_published
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, some
 from msrn.errors import DataError, SourceNotFoundError
 
 _INSTANCES_NAME = re.compile(r"instances_(?P<split>[a-zA-Z]+)(?P<year>\d{4})?\.json")
@@ -195,7 +195,7 @@ class COCOSource(Source):
             others = sorted(set(names) ^ set(self.label_names))
             raise DataError(
                 f"{file} and {self._files[self.splits[0]].name} have different categories, {len(others)} are in one "
-                f"only: {_some(others)}. Give all files the same categories, or pass a folder with one of them."
+                f"only: {some(others)}. Give all files the same categories, or pass a folder with one of them."
             )
         self.label_names = names
         return label_of_category
@@ -255,7 +255,3 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _keep_needed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in pairs if key in _KEPT_KEYS}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")

@@ -44,6 +44,16 @@ def split_of_shard(file: Path, root: Path) -> str:
     return next((SPLIT_OF_NAME[name] for name in (*folders, first_word) if name in SPLIT_OF_NAME), "train")
 
 
+def some(names: Sequence[object], most: int = 5) -> str:
+    """The first few names, for a message that tells their number.
+
+    Example:
+        >>> some("abcdef"), some(["a", "b"])
+        ('a, b, c, d, e, ...', 'a, b')
+    """
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong, or looks wrong, in a data set.

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Int8
 
-from msrn.data.source import LabelledImages
+from msrn.data.source import LabelledImages, some
 from msrn.data.stratify import Deviations, Positives, stratify
 from msrn.errors import DataError, EmptySplitError
-
-_NUM_SHOWN = 5
 
 
 def hold_out(images: LabelledImages, *, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
@@ -195,10 +193,8 @@ def check_files(*splits: LabelledImages) -> None:
     """
     missing = [path for images in splits for path in images.paths if not path.is_file()]
     if missing:
-        shown = ", ".join(str(path) for path in missing[:_NUM_SHOWN])
-        more = ", ..." if len(missing) > _NUM_SHOWN else ""
         are = "image is" if len(missing) == 1 else "images are"
-        raise DataError(f"{len(missing)} {are} missing: {shown}{more}. Put them there, or take their rows out.")
+        raise DataError(f"{len(missing)} {are} missing: {some(missing)}. Put them there, or take their rows out.")
 
 
 def split_hash(images: LabelledImages, *, root: Path | None = None) -> str:
@@ -255,9 +251,8 @@ def check_disjoint(*images: LabelledImages) -> None:
             if first != number:
                 shared.append(f"{path} ({images[first].split} and {part.split})")
     if shared:
-        more = ", ..." if len(shared) > _NUM_SHOWN else ""
         raise DataError(
-            f"splits must not share images, {len(shared)} are in two: {', '.join(shared[:_NUM_SHOWN])}{more}. "
+            f"splits must not share images, {len(shared)} are in two: {some(shared)}. "
             "Keep each in one split: an image that was trained on cannot test."
         )
 
@@ -282,8 +277,7 @@ def check_groups_apart(groups: Mapping[str, Iterable[str]]) -> None:
             if first != split:
                 shared.append(f"{group} ({first} and {split})")
     if shared:
-        more = ", ..." if len(shared) > _NUM_SHOWN else ""
         raise DataError(
-            f"splits must not share groups, {len(shared)} are in two: {', '.join(shared[:_NUM_SHOWN])}{more}. "
+            f"splits must not share groups, {len(shared)} are in two: {some(shared)}. "
             "Split all images anew (leave out --keep), or correct the column of groups."
         )

@@ -14,7 +14,7 @@ import numpy as np
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, is_plain, shown
 from msrn.data.packed import PackedImage, TarMember
 from msrn.data.records import SUFFIXES, read_records
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits, some
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path", "sourcefile")
@@ -173,10 +173,9 @@ class TableSource(Source):
             if split in tables
         }
         if self._duplicates:
-            more = ", ..." if len(self._duplicates) > _NUM_SHOWN else ""
             raise DataError(
                 f"{len(self._duplicates)} rows repeat the path of an earlier row: "
-                f"{', '.join(self._duplicates[:_NUM_SHOWN])}{more}. "
+                f"{some(self._duplicates)}. "
                 "Keep one row an image; an image in two splits would be tested on what it was trained on."
             )
         del self._first_of_path
@@ -330,10 +329,9 @@ class TableSource(Source):
             return found
         others = sorted(set(found).difference(label_names))
         if others and self.problems is None:
-            more = ", ..." if len(others) > _NUM_SHOWN else ""
             raise DataError(
                 f"the label column of {self._path} holds {len(others)} labels that are not in label_names: "
-                f"{', '.join(others[:_NUM_SHOWN])}{more}. Add them, or check label_separator."
+                f"{some(others)}. Add them, or check label_separator."
             )
         if others:
             self._report_unknown_labels(set(others))

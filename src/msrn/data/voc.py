@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from msrn.data.published_counts import compare_with_published
-from msrn.data.source import SPLITS, LabelledImages, Problem, Source
+from msrn.data.source import SPLITS, LabelledImages, Problem, Source, some
 from msrn.errors import DataError, SourceNotFoundError
 
 # As LABEL_SETS["voc2007"]; `msrn.labels` imports torch, which readers do without.
@@ -23,7 +23,6 @@ _PUBLISHED = {
     "VOC2007": {"train": 2501, "val": 2510, "test": 4952},
     "VOC2012": {"train": 5717, "val": 5823},
 }
-_NUM_SHOWN = 5
 
 
 def find_voc_roots(path: Path) -> list[Path]:
@@ -120,7 +119,7 @@ class VOCSource(Source):
             self._report(
                 "missing list",
                 f"{self._list_dir} lacks {len(missing)} of {len(self.label_names)} lists of split '{split}': "
-                f"{_some([self._list_path(label, split).name for label in missing])}. Unpack the VOC archive again.",
+                f"{some([self._list_path(label, split).name for label in missing])}. Unpack the VOC archive again.",
                 file=self._list_dir,
             )
         return {
@@ -165,7 +164,7 @@ class VOCSource(Source):
                 self._report(
                     "lists disagree",
                     f"{listed.path} and {first.path.name} list different images, {len(different)} are in one only: "
-                    f"{_some(sorted(different))}. Unpack the VOC archive again.",
+                    f"{some(sorted(different))}. Unpack the VOC archive again.",
                     file=listed.path,
                 )
                 left_out |= different
@@ -178,7 +177,7 @@ class VOCSource(Source):
         if missing and (self.problems is None or len(missing) == len(images)):
             raise DataError(
                 f"{len(missing)} of {len(images)} images of split '{split}' are not in {image_dir}: "
-                f"{_some([f'{image}.jpg' for image in missing])}. "
+                f"{some([f'{image}.jpg' for image in missing])}. "
                 "Unpack the VOC archive again, or delete their lines from all lists."
             )
         for image in missing:
@@ -210,7 +209,3 @@ class _List:
     target: dict[str, int] = field(default_factory=dict)
     line: dict[str, int] = field(default_factory=dict)
     faulty: set[str] = field(default_factory=set)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
