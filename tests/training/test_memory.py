@@ -17,6 +17,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from msrn.errors import ModelError, TrainingError
 from msrn.labels import LabelGraph
 from msrn.models import PUBLISHED, build_msrn, build_pooled, use_channels_last
+from msrn.models.flops import without_data
 from msrn.training import (
     MemoryEstimate,
     MSRNModule,
@@ -27,7 +28,7 @@ from msrn.training import (
     free_memory_bytes,
     training_device_type,
 )
-from msrn.training.memory import _empty_batch, _LiveStorages, _without_data
+from msrn.training.memory import _empty_batch, _LiveStorages
 
 CPU = TrainerSettings(accelerator="cpu")
 SMALL: dict[str, Any] = {
@@ -88,7 +89,7 @@ def test_peak_is_that_of_pytorchs_tracker(label_graph: LabelGraph, options: dict
     estimate = count(module, 16)
     with FakeTensorMode(allow_non_fake_inputs=True), _LiveStorages(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fake = _without_data(module, "cpu")
+        fake = without_data(module, "cpu")
         moving = build_optimizer(fake.model, fake.optimizer_settings)
         tracker = MemTracker()
         tracker.track_external(fake, moving)

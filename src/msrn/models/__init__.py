@@ -14,6 +14,7 @@ from msrn.models.builders import (
     use_channels_last,
 )
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
+from msrn.models.flops import count_flops
 from msrn.models.inference import ExportableMSRN, FoldedClassifier, InferenceMSRN
 from msrn.models.label_group import DiffPool, GraphAttention, LabelGroupEmbedding, LabelGroups, group_loss
 from msrn.models.msrn import MSRN
@@ -38,6 +39,7 @@ __all__ = [
     "build_model",
     "build_msrn",
     "build_pooled",
+    "count_flops",
     "count_parameters",
     "group_loss",
     "msrn_resnet101",

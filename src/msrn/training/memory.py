@@ -1,6 +1,5 @@
 """How much memory a training step takes, counted without taking it: the step runs on tensors that have shapes but no data."""
 
-import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,11 +9,12 @@ from typing import Any
 from weakref import finalize
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msrn.data.loader import Batch
+from msrn.models.flops import without_data
 from msrn.training.fit import DeviceType, TrainerSettings, training_device_type
 from msrn.training.module import MSRNModule
 from msrn.training.optim import build_optimizer
@@ -106,7 +106,7 @@ def estimate_training_memory(
     device_type = training_device_type(settings)
     with FakeTensorMode(allow_non_fake_inputs=True), _LiveStorages() as live, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*self.log", category=UserWarning)  # there is no trainer to log to
-        module = _without_data(module, device_type)
+        module = without_data(module, device_type)
         parameter_bytes = live.bytes
         optimizer = build_optimizer(module.model, module.optimizer_settings)
         for group in optimizer.param_groups:
@@ -228,16 +228,6 @@ class _LiveStorages(TorchDispatchMode):
     def _remove(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.bytes -= size
-
-
-def _without_data(module: MSRNModule, device_type: DeviceType) -> MSRNModule:
-    """A copy with other tensors, made under the modes in force: same shapes, strides and types."""
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device_type)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-    return copy.deepcopy(module, memo)  # what the memo holds already is not copied
 
 
 def _empty_batch(num_images: int, size: tuple[int, int], num_labels: int, device_type: DeviceType) -> Batch:

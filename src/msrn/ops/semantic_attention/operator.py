@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from msrn.ops.semantic_attention import cpu, nodes
 from msrn.ops.semantic_attention.common import accumulation_dtype, centred
@@ -75,6 +76,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 attend.register_autograd(_backward, setup_context=_keep)
+
+
+# As the exact form does it; nodes do less. An exponential counts 1, as a multiplication and an addition do.
+@register_flop_formula(torch.ops.msrn.semantic_guided_attention)  # type: ignore[untyped-decorator]
+def _forward_flops(features: torch.Size, embeddings: torch.Size, *_: Any, **__: Any) -> int:
+    return 5 * features.numel() * embeddings[0]  # score, exponential, its sum, and a multiply-add into the weighted sum
+
+
+@register_flop_formula(torch.ops.msrn.semantic_guided_attention_backward)  # type: ignore[untyped-decorator]
+def _backward_flops(features: torch.Size, embeddings: torch.Size, *_: Any, **__: Any) -> int:
+    return 11 * features.numel() * embeddings[0]  # score, exponential and sum anew, variance (4), two multiply-adds
 
 
 def _channels_innermost(features: Tensor) -> Tensor:
