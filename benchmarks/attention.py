@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
 from torch import Tensor
 
 from msrn.data.images import read_image
 from msrn.data.transforms import Preprocessing
 from msrn.files import write_json
 from msrn.labels import LabelGraph
+from msrn.machine import machine
 from msrn.models import PUBLISHED, InferenceMSRN, build_msrn, use_channels_last
 from msrn.ops import semantic_guided_attention
 from msrn.training.losses import multilabel_soft_margin_loss

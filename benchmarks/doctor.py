@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
 from PIL import Image
+
+from msrn.machine import machine
 
 IMAGES_A_FOLDER = 1000
 FAULTS = {"missing file": 101, "unreadable image": 103, "duplicate across splits": 107}

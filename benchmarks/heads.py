@@ -18,10 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from rich.console import Console
 
 from msrn.files import write_json
+from msrn.machine import machine
 from msrn.recipes import load_recipe
 from msrn.recipes.run import train_recipe
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
 from PIL import Image
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from msrn.data.images import read_image
 from msrn.data.loader import BatchDataset, build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.files import write_json
+from msrn.machine import machine
 
 NUM_WORKERS = 2
 BATCH_SIZE = 32

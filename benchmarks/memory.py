@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
 
 from msrn.files import write_json
 from msrn.labels import LabelGraph
+from msrn.machine import machine
 from msrn.models import PUBLISHED, build_msrn, use_channels_last
 from msrn.training import (
     MemoryEstimate,

@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
 
 from msrn.data import LabelledImages, hold_out, open_source, split_images
 from msrn.data.split import SplitPlan, plan_split
 from msrn.data.stratify import Positives, _serve_labels, stratify
 from msrn.files import write_json
+from msrn.machine import machine
 
 FRACTIONS = {
     "0.9, 0.1": {"train": 0.9, "val": 0.1},

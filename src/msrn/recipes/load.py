@@ -12,6 +12,9 @@ from msrn.errors import RecipeError
 from msrn.files import write_text
 from msrn.recipes.schema import Recipe, text_keys, validate_recipe
 
+# Keys that name files of this machine.
+PATH_KEYS = ("data.root", "labels.graph", "labels.vectors", "model.weights", "model.init_from")
+
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with msrn."""
@@ -51,6 +54,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write every key with its value, so that the file alone repeats the run."""
     write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def without_paths(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values for others to read: of files and folders their name alone, no path of this machine.
+
+    Example:
+        >>> without_paths(load_recipe("scenes", ["data.root=/data/scenes"]))["data"]["root"]
+        'scenes'
+    """
+    values = recipe.model_dump(mode="json")
+    for key in PATH_KEYS:
+        section, _, leaf = key.partition(".")
+        if values[section].get(leaf) is not None:
+            values[section][leaf] = Path(values[section][leaf]).name
+    return values
 
 
 def _read(path: Path) -> str:

@@ -28,7 +28,7 @@ from msrn.labels import CountedGraph, EdgeRule, LabelGraph, read_graph, read_vec
 from msrn.labels.pickles import read_published_graph, read_published_vectors
 from msrn.models import MSRN, PooledClassifier, build_model, count_parameters, use_channels_last
 from msrn.predict import Predictor, evaluate
-from msrn.recipes.load import load_recipe, save_recipe
+from msrn.recipes.load import load_recipe, save_recipe, without_paths
 from msrn.recipes.schema import Recipe
 from msrn.training import (
     MemoryEstimate,
@@ -310,15 +310,8 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
             "images": graph.num_images,
             "split_sha256": graph.split_sha256,
         },
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": without_paths(recipe),  # a bundle is shared
     }
-    # A bundle is shared: no path of this machine goes into it.
-    if recipe.model.weights is not None:
-        training["recipe"]["model"]["weights"] = Path(recipe.model.weights).name
-    for key, path in (("graph", recipe.labels.graph), ("vectors", recipe.labels.vectors)):
-        if path is not None:
-            training["recipe"]["labels"][key] = Path(path).name
-    training["recipe"]["data"]["root"] = Path(recipe.data.root).name
     architecture = recipe.model.architecture()
     bundle = Bundle(model.eval(), graph.label_graph, architecture, preprocessing, training=training)
     bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)
