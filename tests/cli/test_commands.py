@@ -368,7 +368,7 @@ def test_a_dry_run_says_what_fits_and_makes_no_folder(capsys, data, tmp_path):
     ],
 )
 def test_a_dry_run_says_what_to_do_about_a_batch_that_does_not_fit(capsys, data, monkeypatch, free, words):
-    monkeypatch.setattr("msrn.recipes.run.free_memory_bytes", lambda device_type: free)
+    monkeypatch.setattr("msrn.recipes.dry_run.free_memory_bytes", lambda device_type: free)
     overrides = [f"data.root={data}", *TINY, "data.size=[128,128]", "data.batch_size=12"]
     code, printed, _ = run(capsys, "train", "scenes", *overrides, "--dry-run")
     assert code == 0

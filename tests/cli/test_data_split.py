@@ -10,7 +10,7 @@ import pytest
 
 from msrn.data import open_source, split_hash
 from msrn.recipes import load_recipe
-from msrn.recipes.run import read_splits
+from msrn.recipes.splits import read_splits
 
 VOC = Path(__file__).parents[2].parent / "shared" / "voc2007" / "VOCdevkit"
 

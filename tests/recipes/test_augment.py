@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import msrn.recipes.run
+import msrn.recipes.build
 from msrn.data.transforms import MultiScaleCrop, Preprocessing, TrainTransform
 from msrn.errors import RecipeError
 from msrn.recipes import Recipe, load_recipe
-from msrn.recipes.run import RunResult, dry_run, train_recipe
+from msrn.recipes.dry_run import dry_run
+from msrn.recipes.run import RunResult, train_recipe
 from msrn.training import MSRNModule
 
 TINY = [
@@ -126,7 +127,7 @@ def loader_options(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         given.append((transform, options))
         raise StoppedError
 
-    monkeypatch.setattr(msrn.recipes.run, "build_loader", watched)
+    monkeypatch.setattr(msrn.recipes.build, "build_loader", watched)
     with pytest.raises(StoppedError):
         train_recipe(recipe, tmp_path / "run")
     return given[0]
@@ -135,11 +136,11 @@ def loader_options(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_by_default_large_jpegs_are_reduced_and_a_quarter_of_the_free_memory_keeps_them(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(msrn.recipes.run, "free_memory_bytes", lambda device_type: 4_000_000)
+    monkeypatch.setattr(msrn.recipes.build, "free_memory_bytes", lambda device_type: 4_000_000)
     transform, options = loader_options(make_recipe(data), tmp_path, monkeypatch)
     assert options["min_size"] == transform.min_size
     assert options["cache_bytes"] == 1_000_000
-    monkeypatch.setattr(msrn.recipes.run, "free_memory_bytes", lambda device_type: None)
+    monkeypatch.setattr(msrn.recipes.build, "free_memory_bytes", lambda device_type: None)
     assert loader_options(make_recipe(data), tmp_path, monkeypatch)[1]["cache_bytes"] == 0
 
 

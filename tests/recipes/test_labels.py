@@ -31,7 +31,8 @@ from msrn.labels import (
     write_vectors,
 )
 from msrn.recipes import Recipe, load_recipe
-from msrn.recipes.run import RunResult, dry_run, train_recipe
+from msrn.recipes.dry_run import dry_run
+from msrn.recipes.run import RunResult, train_recipe
 
 NAMES = ("red", "green", "blue")
 TINY = [

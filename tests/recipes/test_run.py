@@ -32,7 +32,9 @@ from msrn.errors import (
 )
 from msrn.predict import Predictor, evaluate
 from msrn.recipes import Recipe, load_recipe
-from msrn.recipes.run import dry_run, read_splits, train_recipe
+from msrn.recipes.dry_run import dry_run
+from msrn.recipes.run import train_recipe
+from msrn.recipes.splits import read_splits
 
 TINY = [
     "data.size=[32,32]",
@@ -368,7 +370,7 @@ def test_killed_run_goes_on_to_the_same_result(finished: Any, data: Path, tmp_pa
 @pytest.fixture
 def free_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets how much memory is free."""
-    return lambda count: monkeypatch.setattr(msrn.recipes.run, "free_memory_bytes", lambda device_type: count)
+    return lambda count: monkeypatch.setattr(msrn.recipes.dry_run, "free_memory_bytes", lambda device_type: count)
 
 
 def test_dry_run_counts_and_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

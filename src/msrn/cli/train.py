@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from msrn.recipes.run import DryRun
+    from msrn.recipes.dry_run import DryRun
 
 EPILOG = """Examples:
 
@@ -47,7 +47,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     console = make_console(json_file)
     if dry_run:
-        from msrn.recipes.run import dry_run as count_memory
+        from msrn.recipes.dry_run import dry_run as count_memory
 
         run = count_memory(loaded, console=console)
         print_dry_run(console, run)

@@ -1,0 +1,113 @@
+"""From a recipe and its images to what is trained: model, Lightning module and loaders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from msrn.data.loader import build_loader
+from msrn.data.mixing import BatchMixing
+from msrn.data.transforms import Preprocessing, TrainTransform
+from msrn.errors import ModelError
+from msrn.labels import CountedGraph, LabelGraph
+from msrn.models import MSRN, PooledClassifier, build_model, count_parameters, use_channels_last
+from msrn.recipes.schema import Recipe
+from msrn.recipes.splits import Splits
+from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, free_memory_bytes
+
+
+def build_recipe_model(
+    recipe: Recipe, label_graph: LabelGraph, vectors: Float[Tensor, "L E"], *, read_weights: bool = True
+) -> MSRN | PooledClassifier:
+    """The model as training starts with it."""
+    torch.manual_seed(recipe.trainer.seed)
+    options = recipe.model.architecture()
+    weights = recipe.model.weights
+    if read_weights:
+        options |= {"pretrained": recipe.model.pretrained, "weights": weights}
+    elif weights is not None and not Path(weights).expanduser().is_file():
+        raise ModelError(f"no weights file {weights}. Give an existing file as model.weights, or leave it out.")
+    model = build_model(options, label_graph, vectors)
+    use_channels_last(model)
+    return model
+
+
+def build_module(recipe: Recipe, splits: Splits, model: MSRN | PooledClassifier) -> MSRNModule:
+    """What is trained: the model with loss, optimizer, schedule and mixing."""
+    mixup, cutmix = recipe.data.mixup, recipe.data.cutmix
+    return MSRNModule(
+        model,
+        splits.train.label_names,
+        group_loss_weight=recipe.loss.group_weight,
+        optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
+        schedule=ScheduleSettings(**recipe.schedule.model_dump()),
+        mixing=BatchMixing(mixup=mixup, cutmix=cutmix, seed=recipe.trainer.seed) if mixup or cutmix else None,
+        image_paths=splits.train.paths,
+        val_image_paths=splits.val.paths,
+    )
+
+
+def build_loaders(
+    recipe: Recipe, splits: Splits, preprocessing: Preprocessing
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Batches of the training and of the validation images."""
+    transform = TrainTransform(preprocessing, **recipe.data.augmentation())
+    shared: dict[str, Any] = {"batch_size": recipe.data.batch_size, "num_workers": recipe.data.num_workers}
+    min_size = transform.min_size if recipe.data.reduced_decode else None
+    train_loader = build_loader(
+        splits.train,
+        transform,
+        **shared,
+        shuffle=True,
+        seed=recipe.trainer.seed,
+        min_size=min_size,
+        cache_bytes=_cache_bytes(recipe),
+    )
+    return train_loader, build_loader(splits.val, preprocessing, **shared)
+
+
+def describe(
+    recipe: Recipe,
+    splits: Splits,
+    model: MSRN | PooledClassifier,
+    graph: CountedGraph,
+    console: Console | None,
+) -> None:
+    """Print what is trained on what."""
+    label_graph = graph.label_graph
+    if console is not None:
+        console.print(
+            f"{recipe.name}: {recipe.model.head} on {recipe.model.backbone}, {count_parameters(model) / 1e6:.1f} M parameters\n"
+            f"train {len(splits.train)} images, val {len(splits.val)} ({splits.val_origin}), "
+            f"test {len(splits.test) if splits.test else 'none'}; {label_graph.num_labels} labels, {label_graph.num_edges} edges",
+            highlight=False,
+            markup=False,
+        )
+        num_steps = max(1, len(splits.train) // recipe.data.batch_size) * recipe.trainer.max_epochs
+        if recipe.schedule.warmup_steps >= num_steps:
+            console.print(
+                f"warning: the warm-up takes {recipe.schedule.warmup_steps} steps and the whole run {num_steps}, so the learning "
+                "rate never falls. Raise trainer.max_epochs, or lower schedule.warmup_steps.",
+                highlight=False,
+                markup=False,
+                style="yellow",
+            )
+        if recipe.labels.graph is not None:
+            is_same = graph.split_sha256 == splits.hashes["train"]
+            console.print(
+                f"label graph from {recipe.labels.graph}, {label_graph.rule}, counted on {graph.num_images or 'unknown'} images"
+                f" ({graph.split or 'unknown split'}), {'those' if is_same else 'not the very ones'} that are trained on"
+                f"{'' if recipe.labels.rule == 'threshold' else '; its edges stand, labels.rule is not looked at'}",
+                highlight=False,
+                markup=False,
+            )
+
+
+def _cache_bytes(recipe: Recipe) -> int:
+    """Memory for decoded images; none by default where the system does not tell how much there is."""
+    cache_gb = recipe.data.cache_gb
+    return (free_memory_bytes("cpu") or 0) // 4 if cache_gb is None else int(1e9 * cache_gb)
