@@ -6,6 +6,7 @@ import jaxtyping
 import pytest
 import torch
 
+import msrn._torchvision  # noqa: F401  (before timm, which tests import too)
 from msrn.labels import LabelGraph
 
 LABELS = ("cat", "dog", "boat", "bird", "tree", "cup")

@@ -96,6 +96,14 @@ def test_images_of_a_size_the_model_does_not_take() -> None:
     assert resized(torch.rand(1, 3, 64, 96))[0].shape == (1, 192, 4, 6)
 
 
+def test_last_layers_that_return_tokens() -> None:
+    backbone = Backbone("vit_tiny_patch16_224", num_stages=1, depth=1, keep_last_layers=True)
+    with pytest.raises(
+        ModelError, match=r"the last layers of 'vit_tiny_patch16_224' return tokens, .*keep_last_layers=f"
+    ):
+        backbone(torch.rand(1, 3, 224, 224))
+
+
 # Weights
 
 
@@ -196,3 +204,108 @@ def test_frozen_batch_norm_of_timms_own_kind() -> None:
     backbone(torch.rand(2, 3, 64, 64))
     after = batch_norm_statistics(backbone)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# Frozen stages
+
+SWIN = {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1), "embed_dim": 24}
+VIT = {"img_size": 64, "depth": 4, "drop_path_rate": 0.5}
+
+
+@pytest.mark.parametrize("keep_last_layers", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mobilenetv2_035", {}),
+        ("resnet10t", SMALL),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}),  # stages.0 becomes stages_0 where features are asked for
+        ("swin_tiny_patch4_window7_224", SWIN),
+        ("vit_tiny_patch16_224", VIT),  # a class token and position embeddings of its own
+    ],
+)
+def test_frozen_are_the_parameters_that_the_stages_depend_on(name: str, options: dict, keep_last_layers: bool) -> None:
+    if keep_last_layers and name.startswith("vit"):
+        pytest.skip("its last layers return no feature map")
+    num_listed = len(Backbone(name, num_stages=1, **options).model.feature_info.info)
+    options = {**options, "num_stages": num_listed, "keep_last_layers": keep_last_layers}
+    trained = Backbone(name, **options)
+    for frozen_stages in range(1, num_listed):
+        feature_maps = trained(torch.rand(2, 3, 64, 64))
+        parameters = dict(trained.named_parameters())
+        slopes = torch.autograd.grad(
+            feature_maps[frozen_stages - 1].sum(), list(parameters.values()), allow_unused=True
+        )
+        reached = {name for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
+        backbone = Backbone(name, frozen_stages=frozen_stages, **options)
+        frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
+        assert frozen == reached
+
+
+def test_frozen_stages_of_mobilenet() -> None:
+    backbone = Backbone("mobilenetv2_035", frozen_stages=3, keep_last_layers=True)
+    assert backbone._frozen_modules == ["conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"]
+    assert Backbone("mobilenetv2_035", frozen_stages=5).model.blocks[6][0].conv_pw.weight.requires_grad is False
+
+
+@pytest.mark.parametrize("calls_train", [True, False])
+def test_frozen_stages_stay_as_they_are_and_the_rest_learns(calls_train: bool) -> None:
+    backbone = Backbone("resnet10t", frozen_stages=3, **SMALL)
+    if calls_train:
+        backbone.eval()
+        backbone.train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, weight_decay=0.1)
+    sum(feature_map.square().mean() for feature_map in backbone(3 + torch.rand(2, 3, 64, 64))).backward()
+    optimizer.step()
+    after = backbone.state_dict()
+    changed = {name.split(".")[1] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"layer3", "layer4"}
+    assert all(
+        not torch.equal(value, before[name]) for name, value in after.items() if "layer4" in name and "running" in name
+    )
+
+
+def test_frozen_stages_keep_nothing_for_the_backward_pass() -> None:
+    feature_maps = Backbone("resnet10t", frozen_stages=3, **SMALL).train()(torch.rand(2, 3, 64, 64))
+    assert [feature_map.requires_grad for feature_map in feature_maps] == [False, True, True]
+
+
+def test_frozen_stages_neither_drop_nor_normalise_by_the_batch() -> None:
+    """In training they return what they return in evaluation: no drop path, no statistics of the batch."""
+    torch.manual_seed(0)
+    for name, options in (("vit_tiny_patch16_224", VIT), ("mobilenetv2_035", {"drop_path_rate": 0.5})):
+        backbone = Backbone(name, num_stages=3, frozen_stages=3, **options)
+        images = torch.rand(4, 3, 64, 64)
+        index = 1 if name.startswith("vit") else 0  # the third stage of four and of five
+        trained = backbone.train()(images)
+        expected = backbone.eval()(images)
+        assert torch.equal(trained[index], expected[index])
+        assert not torch.allclose(trained[-1], expected[-1])
+
+
+def test_frozen_stages_change_no_output_in_evaluation() -> None:
+    torch.manual_seed(0)
+    plain = Backbone("mobilenetv2_035", keep_last_layers=True).eval()
+    frozen = Backbone("mobilenetv2_035", keep_last_layers=True, frozen_stages=4).eval()
+    frozen.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for received, expected in zip(frozen(images), plain(images), strict=True):
+            torch.testing.assert_close(received, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "resnet10t",
+            {"frozen_stages": 6},
+            r"'resnet10t' has 5 stages, 6 cannot be frozen\. Lower frozen_stages to at",
+        ),
+        ("resnet10t", {"frozen_stages": -1}, "frozen_stages is at least 0, got -1"),
+        ("hrnet_w18_small", {"frozen_stages": 2}, "timm does not tell where stage 2 of 'hrnet_w18_small' ends"),
+    ],
+)
+def test_stages_that_cannot_be_frozen(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Backbone(name, **options)

@@ -183,6 +183,14 @@ def test_pooled_head_is_counted(label_graph: LabelGraph, estimate: MemoryEstimat
     assert 0 < pooled.activation_bytes < estimate.activation_bytes
 
 
+def test_frozen_stages_take_less(label_graph: LabelGraph, estimate: MemoryEstimate) -> None:
+    frozen = count(make_module(label_graph, frozen_stages=3))
+    assert frozen.gradient_bytes < estimate.gradient_bytes
+    assert frozen.optimizer_bytes < estimate.optimizer_bytes
+    assert frozen.activation_bytes_per_image < 0.8 * estimate.activation_bytes_per_image
+    assert frozen.parameter_bytes == estimate.parameter_bytes
+
+
 def test_size_that_the_backbone_does_not_take_is_named(label_graph: LabelGraph) -> None:
     module = make_module(label_graph, backbone="vit_tiny_patch16_224", backbone_options={"depth": 4})
     with pytest.raises(ModelError, match=r"does not take images of 64 x 64"):

@@ -1,6 +1,7 @@
 """The network under the head: any timm model that returns features at several stages."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ class Backbone(nn.Module):
         keep_last_layers: Keep the pre-trained layers behind the last stage that timm drops with `features_only` (MobileNetV2's
             `conv_head` and `bn2`); the last feature map is theirs.
         freeze_batch_norm: Normalise by the stored statistics in training too, and leave them as they are.
+        frozen_stages: Leave the stem and the first stages as they are, counted from the first one that timm lists for the model
+            (MobileNetV2 lists strides 2, 4, 8, 16 and 32, ResNet its stem at stride 2 as the first). They get no gradient, store
+            nothing for a backward pass, and stay in evaluation mode: no dropout, batch norms by their stored statistics.
         **options: Passed on to `timm.create_model`, as in `img_size=448`.
 
     Raises:
-        ModelError: timm does not know the model or an option, the model has fewer stages, or the weights are missing or do
-            not fit; on a forward pass, images of a size that the model does not take.
+        ModelError: timm does not know the model or an option, the model has fewer stages or does not tell where they end, or the
+            weights are missing or do not fit; on a forward pass, images of a size that the model does not take.
     """
 
     model: Any
@@ -52,11 +56,14 @@ class Backbone(nn.Module):
         weights: str | Path | None = None,
         keep_last_layers: bool = False,
         freeze_batch_norm: bool = False,
+        frozen_stages: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
         if num_stages < 1:
             raise ModelError(f"num_stages is at least 1, got {num_stages}.")
+        if frozen_stages < 0:
+            raise ModelError(f"frozen_stages is at least 0, got {frozen_stages}. Use 0 to train all stages.")
         reserved = [option for option in options if option in _RESERVED_OPTIONS]
         if reserved:
             raise ModelError(f"a backbone has no option {', '.join(reserved)}. Use num_stages, pretrained and weights.")
@@ -80,6 +87,7 @@ class Backbone(nn.Module):
         self._is_channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
         if weights is not None:
             _check_loaded(name, self.model, Path(weights).expanduser())
+        self._frozen_modules = _freeze_stages(name, self.model, frozen_stages)
         self.train()  # freezes the batch norms of a model that nobody calls train() on, as Lightning does not
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
@@ -87,6 +95,10 @@ class Backbone(nn.Module):
         try:
             if self.keep_last_layers:
                 last, feature_maps = self.model.forward_intermediates(images, indices=self.num_stages)
+                if last.ndim != 4:
+                    raise ModelError(
+                        f"the last layers of '{self.name}' return tokens, not a feature map. Set keep_last_layers=false."
+                    )
                 last = last.permute(0, 3, 1, 2) if self._is_channels_last else last  # (B, C, h, w)
                 return [*feature_maps[:-1], last]
             feature_maps = self.model(images)
@@ -101,8 +113,10 @@ class Backbone(nn.Module):
         return list(feature_maps)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set training mode; frozen batch norms stay in evaluation mode."""
+        """Set training mode; frozen batch norms and stages stay in evaluation mode."""
         super().train(mode)
+        for name in self._frozen_modules:
+            self.model.get_submodule(name).eval()
         if self.freeze_batch_norm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -167,11 +181,56 @@ def _check_loaded(name: str, model: nn.Module, path: Path) -> None:
 def _stage_info(name: str, model: Any, num_stages: int) -> list[dict[str, Any]]:
     if not hasattr(model, "forward_intermediates"):
         raise ModelError(f"timm's '{name}' returns no intermediate features. Choose another backbone.")
-    info = model.feature_info
-    stages: list[dict[str, Any]] = list(info if isinstance(info, list) else info.get_dicts())
+    stages = _all_stages(model)
     if len(stages) < num_stages:
         raise _too_few_stages(name, num_stages)
     return stages[-num_stages:]
+
+
+def _all_stages(model: Any) -> list[dict[str, Any]]:
+    """What timm tells of every stage of a model, finest first, whether it is returned or not."""
+    info = model.feature_info
+    return list(info if isinstance(info, list) else info.info)
+
+
+def _freeze_stages(name: str, model: Any, num_stages: int) -> list[str]:
+    """Take the gradients of the stem and the first stages away; names of the modules that make them up."""
+    if num_stages == 0:
+        return []
+    stages = _all_stages(model)
+    if num_stages > len(stages):
+        raise ModelError(
+            f"'{name}' has {len(stages)} stages, {num_stages} cannot be frozen. Lower frozen_stages to at most {len(stages)}."
+        )
+    # With `features_only`, timm writes stages.0 as stages_0, or puts the whole model below `model`.
+    by_name = {path.removeprefix("model.").replace(".", "_"): path for path, _ in model.named_modules()}
+    last = by_name.get(str(stages[num_stages - 1].get("module")).replace(".", "_"))
+    if last is None:
+        raise ModelError(
+            f"timm does not tell where stage {num_stages} of '{name}' ends. Set frozen_stages=0 or choose another backbone."
+        )
+    modules = list(_modules_up_to(model, last))
+    for module in modules:
+        model.get_submodule(module).requires_grad_(False)
+    parts = last.split(".")
+    for depth in range(
+        len(parts)
+    ):  # what lies beside modules belongs to the stem, as tokens and position embeddings do
+        for parameter in model.get_submodule(".".join(parts[:depth])).parameters(recurse=False):
+            parameter.requires_grad_(False)
+    return modules
+
+
+def _modules_up_to(module: nn.Module, last: str, prefix: str = "") -> Iterator[str]:
+    """Modules from the first to the one named last, in the order of their registration, which timm takes for that of the data."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if last.startswith(f"{path}."):
+            yield from _modules_up_to(child, last, f"{path}.")
+            return
+        yield path
+        if path == last:
+            return
 
 
 def _too_few_stages(name: str, num_stages: int) -> ModelError:
@@ -191,7 +250,7 @@ def _first_line(error: Exception) -> str:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trained numbers in a module.
+    """Number of parameters of a module, frozen ones among them.
 
     Example:
         >>> count_parameters(nn.Linear(3, 2))

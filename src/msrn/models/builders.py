@@ -40,6 +40,7 @@ def build_msrn(
     weights: str | Path | None = None,
     keep_last_layers: bool = False,
     freeze_batch_norm: bool = False,
+    frozen_stages: int = 0,
     num_stages: int = 3,
     dim: int = 512,
     group_ratio: float = 0.2,
@@ -63,6 +64,7 @@ def build_msrn(
         weights: Local file of pre-trained weights in timm's names.
         keep_last_layers: Keep pre-trained layers behind the last stage.
         freeze_batch_norm: Keep the backbone's stored batch-norm statistics in training.
+        frozen_stages: Keep the backbone's stem and first stages as they are.
         num_stages: Stages used, counted from the last.
         dim: Width D of the embeddings.
         group_ratio: Groups a label: G = max(1, floor(group_ratio · L)).
@@ -92,6 +94,7 @@ def build_msrn(
         weights=weights,
         keep_last_layers=keep_last_layers,
         freeze_batch_norm=freeze_batch_norm,
+        frozen_stages=frozen_stages,
         **(backbone_options or {}),
     )
     try:
@@ -127,6 +130,7 @@ def build_pooled(
     weights: str | Path | None = None,
     keep_last_layers: bool = False,
     freeze_batch_norm: bool = False,
+    frozen_stages: int = 0,
     pooling: Literal["avg", "max"] = "avg",
 ) -> PooledClassifier:
     """Build the pooled baseline; arguments as in `build_msrn`.
@@ -141,6 +145,7 @@ def build_pooled(
         weights=weights,
         keep_last_layers=keep_last_layers,
         freeze_batch_norm=freeze_batch_norm,
+        frozen_stages=frozen_stages,
         **(backbone_options or {}),
     )
     return PooledClassifier(features, PooledHead(features.channels[-1], num_labels, pooling=pooling))

@@ -133,6 +133,9 @@ class ModelRecipe(Section):
     weights: str | None = Field(None, description="Local file of pre-trained weights in timm's names.")
     keep_last_layers: bool = Field(False, description="Keep pre-trained layers behind the last stage.")
     freeze_batch_norm: bool = Field(False, description="Keep the backbone's stored batch-norm statistics in training.")
+    frozen_stages: Annotated[int, Field(ge=0)] = Field(
+        0, description="Stages of the backbone, from the first, that are kept as they are; the stem with them."
+    )
     num_stages: PositiveInt = Field(3, description="Stages used, counted from the last.")
     dim: PositiveInt = Field(512, description="Width of the embeddings.")
     group_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Groups a label.")
@@ -158,7 +161,7 @@ class ModelRecipe(Section):
     def architecture(self) -> dict[str, Any]:
         """Arguments of `msrn.models.build_model`, without pre-trained weights."""
         values = self.model_dump(exclude={"head", "preset", "pretrained", "weights"})
-        shared = ("backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm")
+        shared = ("backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm", "frozen_stages")
         if self.head != "msrn":
             pooling = self.head.removesuffix("_pool")
             return {"name": "pooled", "pooling": pooling, **{key: values[key] for key in shared}}
