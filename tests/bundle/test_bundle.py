@@ -23,6 +23,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "default": {"name": "msrn", **TINY, "dim": 8},
     "published": {"name": "msrn", **PUBLISHED, "backbone": "resnet18", "dim": 16, "classifier_dim": 8},
     "pooled": {"name": "pooled", **TINY, "pooling": "max"},
+    "csra": {"name": "csra", **TINY, "num_heads": 4, "lam": 0.3},
+    "ml_gcn": {"name": "ml_gcn", **TINY, "hidden_dim": 8},
+    "ml_decoder": {"name": "ml_decoder", **TINY, "num_groups": 4, "dim": 16, "num_heads": 2, "hidden_dim": 8},
 }
 FILES = ["README.md", "config.json", "model.safetensors"]
 
@@ -108,6 +111,15 @@ def test_damaged_edges(path: Path, edges: torch.Tensor) -> None:
 def test_holds_no_pickle(saved: Path) -> None:
     assert sorted(file.name for file in saved.iterdir()) == FILES
     assert "# MSRN on resnet10t, 6 labels" in (saved / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("csra", "CSRA"), ("ml_gcn", "ML-GCN"), ("ml_decoder", "ML-Decoder"), ("pooled", "max-pooled head")],
+)
+def test_card_names_the_head(label_graph: LabelGraph, tmp_path: Path, name: str, title: str) -> None:
+    save_bundle(make(label_graph, name), tmp_path / "bundle")
+    assert f"# {title} on resnet10t, 6 labels" in (tmp_path / "bundle" / "README.md").read_text()
 
 
 def test_saved_again_it_is_the_same_to_the_byte(saved: Path, tmp_path: Path) -> None:
@@ -256,7 +268,7 @@ def test_weights_of_another_architecture(path: Path, options: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"name": "transformer"}, "an architecture is named 'msrn' or 'pooled', got 'transformer'"),
+        ({"name": "transformer"}, "an architecture is named .*'ml_decoder', got 'transformer'"),
         ({"name": "msrn", "backbone": "resnet81"}, "timm knows no model 'resnet81'"),
         ({"name": "msrn", "colour": 1}, "unexpected keyword argument 'colour'"),
         ({"name": "msrn", "backbone": "resnet10t", "dim": "wide"}, "no model that can be built"),

@@ -12,8 +12,8 @@ from msrn.labels import LabelGraph
 from msrn.models import (
     MSRN,
     PUBLISHED,
+    Classifier,
     PerLabelClassifier,
-    PooledClassifier,
     build_model,
     build_msrn,
     build_pooled,
@@ -39,6 +39,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "avg_pool": {"name": "pooled", **TINY, "pooling": "avg"},
     "max_pool": {"name": "pooled", **TINY, "pooling": "max"},
+    "csra": {"name": "csra", **TINY, "num_heads": 2},
+    "ml_gcn": {"name": "ml_gcn", **TINY, "hidden_dim": 16},
+    "ml_decoder": {"name": "ml_decoder", **TINY, "num_groups": 4, "dim": 16, "num_heads": 2, "hidden_dim": 32},
 }
 HEADS_WITH_EMBEDDINGS = ["default", "published"]
 
@@ -327,7 +330,7 @@ def test_published_network_has_the_published_parts(label_graph: LabelGraph) -> N
 
 def test_pooled_model_has_one_stage() -> None:
     model = build_pooled(4, **TINY)
-    assert isinstance(model, PooledClassifier)
+    assert isinstance(model, Classifier)
     assert model.backbone.strides == (32,)
 
 
@@ -340,7 +343,10 @@ def test_pooled_model_has_one_stage() -> None:
         ({"classifier": "mlp"}, "classifier is 'per_label' or 'joint', got 'mlp'"),
         ({"pooling": ["max"]}, "pooling has 1 entries for 3 stages"),
         ({"colour": "red"}, "the architecture 'msrn' does not fit its builder: .*colour"),
-        ({"name": "transformer"}, "an architecture is named 'msrn' or 'pooled', got 'transformer'"),
+        (
+            {"name": "transformer"},
+            "an architecture is named 'msrn', 'pooled', 'csra', 'ml_gcn' or 'ml_decoder', got 'transformer'",
+        ),
         ({"name": None}, "got None"),
     ],
 )

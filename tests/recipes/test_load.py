@@ -109,7 +109,9 @@ def test_all_problems_are_told_at_once(file: Path) -> None:
 
 
 def test_a_choice_lists_what_is_allowed() -> None:
-    with pytest.raises(RecipeError, match=r"model\.head: input should be 'msrn', 'avg_pool' or 'max_pool', got 'mlp'"):
+    with pytest.raises(
+        RecipeError, match=r"model\.head: input should be 'msrn', 'avg_pool', .* or 'ml_decoder', got 'mlp'"
+    ):
         load_recipe("scenes", ["model.head=mlp"])
 
 
@@ -236,6 +238,22 @@ def test_pooled_heads(head: str, pooling: str) -> None:
     architecture = load_recipe("scenes", [f"model.head={head}"]).model.architecture()
     assert (architecture["name"], architecture["pooling"]) == ("pooled", pooling)
     assert "dim" not in architecture
+
+
+def test_keys_of_other_heads_reach_their_builders() -> None:
+    keys = ["model.csra_heads=4", "model.csra_lambda=0.4", "model.decoder_groups=7", "model.frozen_stages=2"]
+    found = {
+        head: load_recipe("scenes", [*keys, f"model.head={head}"]).model.architecture()
+        for head in ("csra", "ml_gcn", "ml_decoder", "msrn")
+    }
+    assert (found["csra"]["num_heads"], found["csra"]["lam"]) == (4, 0.4)
+    assert found["ml_decoder"]["num_groups"] == 7
+    assert {architecture["frozen_stages"] for architecture in found.values()} == {2}
+    assert all(architecture["name"] == head for head, architecture in found.items())
+    assert not any(key.startswith(("csra", "decoder")) for key in found["msrn"])
+    assert "num_heads" not in found["ml_gcn"]
+    with pytest.raises(RecipeError, match=r"model\.csra_heads: input should be 1, 2, 4, 6 or 8, got 3"):
+        load_recipe("scenes", ["model.csra_heads=3"])
 
 
 def test_architecture_never_asks_for_pretrained_weights() -> None:

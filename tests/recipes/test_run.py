@@ -339,10 +339,19 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data: Path, tmp_
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_pooled_head_shares_the_protocol(data: Path, tmp_path: Path) -> None:
-    result = train_recipe(make_recipe(data, "model.head=avg_pool", "trainer.max_epochs=1"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [("avg_pool", "pooled"), ("csra", "csra"), ("ml_gcn", "ml_gcn"), ("ml_decoder", "ml_decoder"), ("msrn", "msrn")],
+)
+def test_every_head_shares_the_protocol(data: Path, tmp_path: Path, head: str, name: str) -> None:
+    overrides = [f"model.head={head}", "model.frozen_stages=2", "model.csra_heads=2", "model.decoder_groups=2"]
+    result = train_recipe(make_recipe(data, *overrides, "trainer.max_epochs=1"), tmp_path / "run")
     assert result.test is not None
-    assert load_bundle(result.bundle_dir).architecture["name"] == "pooled"
+    bundle = load_bundle(result.bundle_dir)
+    assert (bundle.architecture["name"], bundle.architecture["frozen_stages"]) == (name, 2)
+    predictor = Predictor(bundle, device="cpu")
+    assert len(predictor.predict(data / "test-0.png", top_k=3)[0].labels) == 3
+    assert evaluate(predictor, open_source(data).read("test"))["mAP"] == pytest.approx(result.test["mAP"])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
 from msrn.files import replace_folder, share_file
 from msrn.labels import LabelGraph
-from msrn.models import MSRN, PooledClassifier, build_model
+from msrn.models import MSRN, Classifier, build_model
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -39,7 +39,7 @@ class Bundle:
         training: How the model was trained: recipe, splits with hashes, epoch chosen, metrics.
     """
 
-    model: MSRN | PooledClassifier
+    model: MSRN | Classifier
     label_graph: LabelGraph
     architecture: dict[str, Any]
     preprocessing: Preprocessing
@@ -115,7 +115,8 @@ def load_bundle(path: str | Path) -> Bundle:
     state = {
         name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)
     }
-    vectors = state.get("label_group.word_vectors")
+    # Whoever keeps word vectors, they are part of the state; here only their width counts.
+    vectors = next((value for name, value in state.items() if name.endswith(".word_vectors")), None)
     preprocessing = _preprocessing(path, config["preprocessing"])
     architecture: dict[str, Any] = config["architecture"]
     if not isinstance(architecture, dict) or ":" in str(architecture.get("backbone")):

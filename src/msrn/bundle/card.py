@@ -2,12 +2,14 @@
 
 from typing import Any
 
+_HEADS = {"msrn": "MSRN", "csra": "CSRA", "ml_gcn": "ML-GCN", "ml_decoder": "ML-Decoder"}
+
 
 def model_card(config: dict[str, Any]) -> str:
     """Markdown for a bundle's README.md, from its configuration."""
     architecture, training = config["architecture"], config.get("training", {})
     labels, size = config["labels"], config["preprocessing"]["size"]
-    head = "MSRN" if architecture.get("name") == "msrn" else f"{architecture.get('pooling')}-pooled head"
+    head = _HEADS.get(architecture.get("name"), f"{architecture.get('pooling')}-pooled head")
     lines = [
         "---",
         "library_name: msrn",

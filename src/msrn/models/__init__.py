@@ -4,12 +4,22 @@ import msrn._torchvision  # noqa: F401  (before timm)
 from msrn.models import published
 from msrn.models.attention import SemanticGuidedAttention, StageProjection
 from msrn.models.backbone import Backbone, count_parameters
-from msrn.models.baselines import PooledClassifier, PooledHead
+from msrn.models.baselines import (
+    Classifier,
+    CSRAHead,
+    MLDecoderHead,
+    MLGCNHead,
+    PooledHead,
+    build_csra,
+    build_ml_decoder,
+    build_ml_gcn,
+    build_pooled,
+    correlation_matrix,
+)
 from msrn.models.builders import (
     PUBLISHED,
     build_model,
     build_msrn,
-    build_pooled,
     msrn_resnet101,
     use_channels_last,
 )
@@ -23,6 +33,8 @@ __all__ = [
     "MSRN",
     "PUBLISHED",
     "Backbone",
+    "CSRAHead",
+    "Classifier",
     "DiffPool",
     "ExportableMSRN",
     "FoldedClassifier",
@@ -31,14 +43,19 @@ __all__ = [
     "JointClassifier",
     "LabelGroupEmbedding",
     "LabelGroups",
+    "MLDecoderHead",
+    "MLGCNHead",
     "PerLabelClassifier",
-    "PooledClassifier",
     "PooledHead",
     "SemanticGuidedAttention",
     "StageProjection",
+    "build_csra",
+    "build_ml_decoder",
+    "build_ml_gcn",
     "build_model",
     "build_msrn",
     "build_pooled",
+    "correlation_matrix",
     "count_flops",
     "count_parameters",
     "group_loss",

@@ -1,6 +1,6 @@
 """Named functions for whole models, and the presets they are made from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from msrn.errors import ModelError
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
 from msrn.models.attention import Pooling, SemanticGuidedAttention
 from msrn.models.backbone import Backbone
-from msrn.models.baselines import PooledClassifier, PooledHead
+from msrn.models.baselines import Classifier, PooledHead, build_csra, build_ml_decoder, build_ml_gcn, build_pooled
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.label_group import LabelGroupEmbedding
 from msrn.models.msrn import MSRN
@@ -121,40 +121,23 @@ def build_msrn(
     return MSRN(features, label_group, attention, head, pooled)
 
 
-def build_pooled(
-    num_labels: int,
-    *,
-    backbone: str = "resnet101",
-    backbone_options: dict[str, Any] | None = None,
-    pretrained: bool = False,
-    weights: str | Path | None = None,
-    keep_last_layers: bool = False,
-    freeze_batch_norm: bool = False,
-    frozen_stages: int = 0,
-    pooling: Literal["avg", "max"] = "avg",
-) -> PooledClassifier:
-    """Build the pooled baseline; arguments as in `build_msrn`.
-
-    Raises:
-        ModelError: The backbone cannot be built.
-    """
-    features = Backbone(
-        backbone,
-        num_stages=1,
-        pretrained=pretrained,
-        weights=weights,
-        keep_last_layers=keep_last_layers,
-        freeze_batch_norm=freeze_batch_norm,
-        frozen_stages=frozen_stages,
-        **(backbone_options or {}),
-    )
-    return PooledClassifier(features, PooledHead(features.channels[-1], num_labels, pooling=pooling))
+# Heads that need no more of the labels than their number.
+_BY_NUMBER: dict[Any, Callable[..., Classifier]] = {
+    "pooled": build_pooled,
+    "csra": build_csra,
+    "ml_decoder": build_ml_decoder,
+}
 
 
 def build_model(
     architecture: dict[str, Any], label_graph: LabelGraph, word_vectors: Float[Tensor, "L E"] | None = None
-) -> MSRN | PooledClassifier:
-    """Build the model that an architecture describes: its `name` ("msrn", "pooled") and the arguments of its builder.
+) -> MSRN | Classifier:
+    """Build the model that an architecture describes: its `name` and the arguments of its builder.
+
+    Args:
+        architecture: `name` is "msrn", "pooled", "csra", "ml_gcn" or "ml_decoder"; the rest goes to `build_msrn`, ...
+        label_graph: Labels and their co-occurrence in the training images.
+        word_vectors: One vector a label; made from the co-occurrence where not given.
 
     Raises:
         ModelError: The name is unknown or the builder does not take an argument.
@@ -164,11 +147,15 @@ def build_model(
     try:
         if name == "msrn":
             return build_msrn(label_graph, word_vectors, **arguments)
-        if name == "pooled":
-            return build_pooled(label_graph.num_labels, **arguments)
+        if name == "ml_gcn":
+            return build_ml_gcn(label_graph, word_vectors, **arguments)
+        if name in _BY_NUMBER:
+            return _BY_NUMBER[name](label_graph.num_labels, **arguments)
     except TypeError as error:
         raise ModelError(f"the architecture '{name}' does not fit its builder: {error}.") from error
-    raise ModelError(f"an architecture is named 'msrn' or 'pooled', got {name!r}.")
+    raise ModelError(
+        f"an architecture is named 'msrn', 'pooled', 'csra', 'ml_gcn' or 'ml_decoder', got {name!r}. Mend its name."
+    )
 
 
 def msrn_resnet101(label_graph: LabelGraph, word_vectors: Float[Tensor, "L E"] | None = None, **options: Any) -> MSRN:

@@ -14,7 +14,7 @@ from msrn.data.mixing import BatchMixing
 from msrn.data.transforms import Preprocessing, TrainTransform
 from msrn.errors import ModelError
 from msrn.labels import CountedGraph, LabelGraph
-from msrn.models import MSRN, PooledClassifier, build_model, count_parameters, use_channels_last
+from msrn.models import MSRN, Classifier, build_model, count_parameters, use_channels_last
 from msrn.recipes.schema import Recipe
 from msrn.recipes.splits import Splits
 from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, free_memory_bytes
@@ -22,7 +22,7 @@ from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, free_
 
 def build_recipe_model(
     recipe: Recipe, label_graph: LabelGraph, vectors: Float[Tensor, "L E"], *, read_weights: bool = True
-) -> MSRN | PooledClassifier:
+) -> MSRN | Classifier:
     """The model as training starts with it."""
     torch.manual_seed(recipe.trainer.seed)
     options = recipe.model.architecture()
@@ -36,7 +36,7 @@ def build_recipe_model(
     return model
 
 
-def build_module(recipe: Recipe, splits: Splits, model: MSRN | PooledClassifier) -> MSRNModule:
+def build_module(recipe: Recipe, splits: Splits, model: MSRN | Classifier) -> MSRNModule:
     """What is trained: the model with loss, optimizer, schedule and mixing."""
     mixup, cutmix = recipe.data.mixup, recipe.data.cutmix
     return MSRNModule(
@@ -73,7 +73,7 @@ def build_loaders(
 def describe(
     recipe: Recipe,
     splits: Splits,
-    model: MSRN | PooledClassifier,
+    model: MSRN | Classifier,
     graph: CountedGraph,
     console: Console | None,
 ) -> None:

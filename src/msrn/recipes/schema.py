@@ -15,6 +15,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+HeadName = Literal["msrn", "avg_pool", "max_pool", "csra", "ml_gcn", "ml_decoder"]
 PoolingName = Literal["max", "avg", "none"]
 
 
@@ -125,7 +126,7 @@ class LabelsRecipe(Section):
 class ModelRecipe(Section):
     """Backbone and head."""
 
-    head: Literal["msrn", "avg_pool", "max_pool"] = Field("msrn", description="MSRN or a pooled baseline.")
+    head: HeadName = Field("msrn", description="MSRN, or a head it is compared with (docs/heads.md).")
     preset: Literal["default", "published"] = Field("default", description="What unset keys of this section mean.")
     backbone: str = Field("resnet101", description="Name of a timm model with features at several stages.")
     backbone_options: dict[str, Any] = Field({}, description="More arguments of timm.create_model.")
@@ -147,6 +148,9 @@ class ModelRecipe(Section):
     classifier: Literal["per_label", "joint"] = Field("per_label", description="Per-label or the published joint one.")
     classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
     residual: Literal["avg", "max"] | None = Field("avg", description="Pooled head whose logits are added.")
+    csra_heads: Literal[1, 2, 4, 6, 8] = Field(1, description="Attention heads of CSRA.")
+    csra_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of CSRA's attention.")
+    decoder_groups: PositiveInt = Field(100, description="Most queries of ML-Decoder, which share the labels.")
 
     @model_validator(mode="before")
     @classmethod
@@ -160,12 +164,18 @@ class ModelRecipe(Section):
 
     def architecture(self) -> dict[str, Any]:
         """Arguments of `msrn.models.build_model`, without pre-trained weights."""
-        values = self.model_dump(exclude={"head", "preset", "pretrained", "weights"})
-        shared = ("backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm", "frozen_stages")
-        if self.head != "msrn":
-            pooling = self.head.removesuffix("_pool")
-            return {"name": "pooled", "pooling": pooling, **{key: values[key] for key in shared}}
-        return {"name": "msrn", **values}
+        rivals: dict[str, dict[str, Any]] = {
+            "avg_pool": {"name": "pooled", "pooling": "avg"},
+            "max_pool": {"name": "pooled", "pooling": "max"},
+            "csra": {"name": "csra", "num_heads": self.csra_heads, "lam": self.csra_lambda},
+            "ml_gcn": {"name": "ml_gcn"},
+            "ml_decoder": {"name": "ml_decoder", "num_groups": self.decoder_groups},
+        }
+        if self.head in rivals:
+            shared = {"backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm", "frozen_stages"}
+            return {**rivals[self.head], **self.model_dump(include=shared)}
+        others = {"head", "preset", "pretrained", "weights", "csra_heads", "csra_lambda", "decoder_groups"}
+        return {"name": "msrn", **self.model_dump(exclude=others)}
 
 
 class OptimizerRecipe(Section):

@@ -1,11 +1,9 @@
-"""The heads that MSRN is compared with, under the same backbone and trainer."""
+"""The plainest head: one vector an image, one linear layer."""
 
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from msrn.models.backbone import Backbone
 
 
 class PooledHead(nn.Module):
@@ -26,18 +24,4 @@ class PooledHead(nn.Module):
         """Logits of a batch of feature maps."""
         pooled = feature_map.mean(dim=(2, 3)) if self.pooling == "avg" else feature_map.amax(dim=(2, 3))  # (B, C)
         logits: Tensor = self.linear(pooled)
-        return logits
-
-
-class PooledClassifier(nn.Module):
-    """A backbone under a `PooledHead`: what a practitioner would train without MSRN."""
-
-    def __init__(self, backbone: Backbone, head: PooledHead) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L"]:
-        """Logits of a batch of images."""
-        logits: Tensor = self.head(self.backbone(images)[-1])
         return logits
