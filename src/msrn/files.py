@@ -1,5 +1,6 @@
 """Writing files so that they are whole or absent: to a temporary name first, then renamed."""
 
+import glob
 import json
 import os
 import shutil
@@ -103,6 +104,17 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         raise _not_written(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove what `replace_file` and `replace_folder` left beside these names in a folder where their process was killed."""
+    for name in names:
+        for pattern in (f".{glob.escape(name)}.????????", f".{glob.escape(name)}.old.????????"):
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def is_utf8(text: str) -> bool:

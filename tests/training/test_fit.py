@@ -77,6 +77,7 @@ def run(
     module: MSRNModule | None = None,
     val: LabelledImages | None = None,
     console: Console | None = None,
+    trainer: dict[str, Any] | None = None,
     **options: Any,
 ) -> FitResult:
     loader = build_loader(
@@ -88,7 +89,7 @@ def run(
         seed=3,
     )
     val_loader = build_loader(val or images, PREPROCESSING, batch_size=8)
-    settings = TrainerSettings(epochs, gradient_clip=gradient_clip, accelerator="cpu", seed=3)
+    settings = TrainerSettings(epochs, gradient_clip=gradient_clip, accelerator="cpu", seed=3, **(trainer or {}))
     module = module or make_module(images, **options)
     return fit(module, settings, loader, val_loader, run_dir, resume=resume, console=console)
 
@@ -324,6 +325,55 @@ def test_resumed_run_ends_as_if_never_stopped(
     assert twice.seconds == pytest.approx(sum(row["seconds"] for row in twice.rows))
 
 
+@pytest.mark.parametrize(
+    ("settings", "workers", "starts"),
+    [
+        ({"checkpoint_steps": 1}, 1, (9, 13, 23)),
+        ({"checkpoint_steps": 2, "accumulate": 3, "ema_decay": 0.9, "precision": "bf16-mixed"}, 0, (8, 11, 22)),
+        ({"ema_decay": 0.9, "accumulate": 2}, 0, (8, 8, 16)),
+    ],
+    ids=["every step", "accumulation and average", "whole epochs"],
+)
+def test_run_stopped_within_epochs_ends_as_if_never_stopped(
+    images: LabelledImages, tmp_path: Path, settings: dict[str, Any], workers: int, starts: tuple[int, ...]
+) -> None:
+    """Eight batches an epoch; the run is stopped three times and goes on from these batches."""
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 2, "workers": workers, "trainer": settings}
+    kind: dict[str, Any] = {"drop_path": 0.3, "schedule": ScheduleSettings("cosine", warmup_steps=5)}
+    whole = make_spy(images, **kind)
+    once = run(images, tmp_path / "once", module=whole, **options)
+    spies = []
+    for number, stop in enumerate([(1, 1), (1, 5), (2, 7)]):
+        spies.append(make_spy(images, **kind))
+        spies[-1].before_step = stop_at(*stop, StoppedError)
+        torch.manual_seed(number)  # whatever the state of the process
+        with pytest.raises(StoppedError):
+            run(images, tmp_path / "often", module=spies[-1], resume=number > 0, **options)
+    spies.append(make_spy(images, **kind))
+    often = run(images, tmp_path / "often", module=spies[-1], resume=True, **options)
+
+    assert same(last_weights(tmp_path / "once"), last_weights(tmp_path / "often"))
+    assert same(once.state_dict, often.state_dict)
+    assert without_times(often.rows) == without_times(once.rows)
+    checkpoints = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("once", "often")
+    ]
+    for key in ("epoch", "global_step", "loops", "lr_schedulers"):
+        assert checkpoints[0][key] == checkpoints[1][key], key
+    # What was done before a checkpoint is neither read nor trained again.
+    seen = [spy.seen for spy in spies[1:]]
+    assert seen == [whole.seen[start : start + len(part)] for start, part in zip(starts, seen, strict=True)]
+    assert len(seen[-1]) == 24 - starts[-1]
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in ("images_per_s", "seconds")} for row in rows]
+
+
 def test_best_score_survives_resuming(images: LabelledImages, tmp_path: Path) -> None:
     module = make_spy(images)
 
@@ -426,7 +476,8 @@ def test_metrics_have_a_row_an_epoch(images: LabelledImages, tmp_path: Path) -> 
     rows = read_rows(tmp_path)
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert list(rows[0]) == [
-        *("epoch", "train/loss", "val/loss", "val/mAP", "val/CF1", "val/OF1", "lr", "images_per_s", "seconds")
+        *("epoch", "train/loss", "val/loss", "val/mAP", "val/CF1", "val/OF1"),
+        *("lr", "train/grad_norm", "images_per_s", "seconds"),
     ]
     assert float(rows[1]["val/mAP"]) == result.rows[1]["val/mAP"]
     lines = text.getvalue().splitlines()

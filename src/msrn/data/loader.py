@@ -42,12 +42,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         num_images: Images N in the split.
         seed: Seed of the run.
         current_epoch: Tells the epoch when an iteration starts.
+
+    Attributes:
+        start: Images at the beginning of the order that an iteration leaves out.
     """
 
     def __init__(self, num_images: int, *, seed: int, current_epoch: Callable[[], int] = lambda: 0) -> None:
         self.num_images = num_images
         self.seed = seed
         self.current_epoch = current_epoch
+        self.start = 0
 
     def __len__(self) -> int:
         return self.num_images
@@ -55,7 +59,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.current_epoch()
         generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-        order = torch.randperm(self.num_images, generator=generator).tolist()
+        order = torch.randperm(self.num_images, generator=generator)[self.start :].tolist()
         return iter([(epoch, index) for index in order])
 
 
@@ -155,7 +159,14 @@ class BatchDataset(ImageDataset):
 
 
 class ImageLoader(DataLoader[Batch]):
-    """A loader whose iterations begin with their first batch, and whose errors read the same from any worker."""
+    """A loader whose iterations begin with their first batch, and whose errors read the same from any worker.
+
+    Attributes:
+        num_skipped: Batches that the next iteration leaves out at its beginning, without reading them: those that a run had seen
+            before it was stopped.
+    """
+
+    num_skipped = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of one epoch.
@@ -168,6 +179,9 @@ class ImageLoader(DataLoader[Batch]):
         batches = getattr(self.dataset, "batches", None)
         # A generator: Lightning makes its first iterator before it knows which epoch a resumed run goes on with, and
         # workers would be handed that iterator's order at once.
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.start = self.num_skipped * (self.batch_size or 1)
+        self.num_skipped = 0
         try:
             yield from super().__iter__()
         except UnreadableImageError as error:

@@ -14,7 +14,7 @@ from msrn.bundle.bundle import CONFIG_FILE
 from msrn.data.split import relative_names
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, RecipeError, TrainingError
-from msrn.files import write_json, write_text
+from msrn.files import remove_leftovers, write_json, write_text
 from msrn.models import count_parameters
 from msrn.predict import Predictor, evaluate
 from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe
@@ -23,7 +23,7 @@ from msrn.recipes.schema import Recipe
 from msrn.recipes.semantics import read_label_graph, read_word_vectors, semantics_hash
 from msrn.recipes.splits import Splits, read_splits
 from msrn.training import TrainerSettings, fit
-from msrn.training.callbacks import LAST_FILE
+from msrn.training.checkpoints import LAST_FILE
 
 # What a run folder holds.
 RECIPE_FILE = "recipe.yaml"
@@ -117,6 +117,9 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         "chosen_by": f"validation mAP on {splits.val_origin}",
         "val_mAP": result.best_mAP,
         "train_seconds": round(result.seconds, 1),
+        "seconds_per_step": result.seconds_per_step,
+        "images_per_s": result.images_per_s,
+        "peak_memory_bytes": result.peak_memory_bytes,
         "parameters": count_parameters(model),
         "splits": record,
         "label_graph": {
@@ -176,6 +179,7 @@ def _check_same_splits(record: dict[str, dict[str, Any]], run_dir: Path) -> None
 
 def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
     saved = run_dir / RECIPE_FILE
+    remove_leftovers(run_dir, RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE, BUNDLE_DIR, TEST_FILE)
     if not resume:
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise TrainingError(f"{run_dir} is not empty. Go on with it by --resume, or give another folder by --out.")

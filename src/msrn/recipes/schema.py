@@ -208,6 +208,19 @@ class TrainerRecipe(Section):
 
     max_epochs: PositiveInt = Field(10, description="Epochs to train.")
     gradient_clip: Rate | None = Field(None, description="Greatest norm of all gradients together.")
+    accumulate: PositiveInt = Field(
+        1, description="Batches whose gradients are averaged for one step of the optimizer."
+    )
+    ema_decay: Fraction | None = Field(
+        None,
+        description="Decay of a moving average of the weights that is validated and kept in their stead, as in 0.999.",
+    )
+    early_stopping: PositiveInt | None = Field(
+        None, description="Stop after so many epochs without a better validation mAP; null trains all epochs."
+    )
+    checkpoint_steps: PositiveInt | None = Field(
+        None, description="Steps between checkpoints within an epoch, for long epochs; null keeps finished epochs only."
+    )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning's precision.")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where to train.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, order and augmentation.")

@@ -16,16 +16,15 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from msrn.data.loader import ImageDataset, ImageLoader
 from msrn.errors import TrainingError
-from msrn.training.callbacks import (
-    BEST_FILE,
-    LAST_FILE,
-    EpochTable,
-    KeepCheckpoints,
-    SeedEveryEpoch,
-    progress_callbacks,
-)
+from msrn.training.average import AverageWeights, averaged_weights
+from msrn.training.checkpoints import BEST_FILE, LAST_FILE, KeepCheckpoints, SeedEveryStep
+from msrn.training.meter import Meter
 from msrn.training.module import MSRNModule
+from msrn.training.progress import progress_callbacks
+from msrn.training.table import EpochTable
+from msrn.training.watch import StopEarly, WarnWhenStuck, chance_mean_average_precision
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -37,6 +36,10 @@ class TrainerSettings:
     Attributes:
         max_epochs: Epochs to train.
         gradient_clip: Greatest L2 norm of all gradients together, applied after the backward pass; None clips nothing.
+        accumulate: Batches whose gradients are averaged for one step of the optimizer.
+        ema_decay: Decay of a moving average of the weights, which is validated and kept in their stead; None keeps none.
+        early_stopping: Epochs without a better validation mAP after which a run stops; None trains all epochs.
+        checkpoint_steps: Steps of the optimizer between checkpoints within an epoch; None keeps finished epochs only.
         precision: Lightning's name of a precision, as in "32-true" or "bf16-mixed".
         accelerator: "auto", "cpu" or "gpu".
         seed: Seed of weights, order and augmentation.
@@ -44,6 +47,10 @@ class TrainerSettings:
 
     max_epochs: int = 10
     gradient_clip: float | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+    early_stopping: int | None = None
+    checkpoint_steps: int | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0
@@ -56,9 +63,12 @@ class FitResult:
     Attributes:
         best_epoch: Epoch (from 0) of the greatest validation mAP.
         best_mAP: That mAP, as a fraction.
-        state_dict: The model's weights at that epoch.
+        state_dict: The model's weights at that epoch, averaged where the settings say so.
         rows: One row of metrics an epoch.
         seconds: Time of all epochs.
+        seconds_per_step: Median time of a step of the optimizer, reading images included; None where none was taken.
+        images_per_s: Training images a second, validation left out.
+        peak_memory_bytes: Most memory held while training: tensors of a GPU, or this whole process; None where it is not known.
     """
 
     best_epoch: int
@@ -66,6 +76,9 @@ class FitResult:
     state_dict: dict[str, Tensor]
     rows: list[dict[str, float]]
     seconds: float
+    seconds_per_step: float | None = None
+    images_per_s: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 def fit(
@@ -81,7 +94,8 @@ def fit(
     """Train and return the weights of the best epoch by validation mAP.
 
     `run_dir/checkpoints` keeps `best.ckpt` and `last.ckpt`, `run_dir/metrics.csv` a row an epoch. With `resume`, weights,
-    optimizer, schedule, epoch, best score and table go on from `last.ckpt`; order and augmentation depend on seed and epoch alone.
+    optimizer, schedule, average, best score and table go on from `last.ckpt`, within an epoch too; order, augmentation and dropout
+    depend on seed, epoch and batch alone. On a CPU a resumed run ends with the very weights of one that was never stopped.
 
     Raises:
         TrainingError: The loss is not finite, or there is nothing to resume from.
@@ -90,7 +104,13 @@ def fit(
     last = checkpoint_dir / LAST_FILE
     if resume and not last.is_file():
         raise TrainingError(f"{run_dir} holds no checkpoints/{LAST_FILE} to resume from. Start it without --resume.")
-    table = EpochTable(run_dir / "metrics.csv", console)
+    meter = Meter()
+    table = EpochTable(run_dir / "metrics.csv", meter, console)
+    if trainer_settings.checkpoint_steps is not None and not isinstance(train_loader, ImageLoader):
+        raise TrainingError(
+            f"checkpoint_steps needs a loader that can begin within an epoch, got a {type(train_loader).__name__}. "
+            "Build it with msrn.data.loader.build_loader, or leave checkpoint_steps out."
+        )
     training_device_type(trainer_settings)  # says so where a GPU is asked for and not there
     if resume:
         try:
@@ -99,12 +119,22 @@ def fit(
             raise TrainingError(
                 f"{last} is damaged ({type(error).__name__}). Start the run anew with another --out."
             ) from None
-    checkpoints = KeepCheckpoints(checkpoint_dir)
-    progress = progress_callbacks(console)
+    checkpoints = KeepCheckpoints(checkpoint_dir, every_steps=trainer_settings.checkpoint_steps)
+    # In this order: the table asks the meter, those who watch look at the table, and the checkpoint, which Lightning moves to the
+    # end, holds what all of them know.
+    callbacks: list[pl.Callback] = [SeedEveryStep(trainer_settings.seed), meter, table]
+    if trainer_settings.ema_decay is not None:
+        callbacks.append(AverageWeights(trainer_settings.ema_decay))
+    if trainer_settings.early_stopping is not None:
+        callbacks.append(StopEarly(table, trainer_settings.early_stopping))
+    if console is not None and isinstance(val_loader.dataset, ImageDataset):
+        callbacks.append(WarnWhenStuck(table, chance_mean_average_precision(val_loader.dataset.target), console))
+    callbacks += [*progress_callbacks(console, meter), checkpoints]
     with _quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
             max_epochs=trainer_settings.max_epochs,
             gradient_clip_val=trainer_settings.gradient_clip,
+            accumulate_grad_batches=trainer_settings.accumulate,
             precision=trainer_settings.precision,
             accelerator=trainer_settings.accelerator,
             devices=1,
@@ -112,7 +142,7 @@ def fit(
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,
-            callbacks=[SeedEveryEpoch(trainer_settings.seed), table, *progress, checkpoints],
+            callbacks=callbacks,
             default_root_dir=run_dir,
         )
         sampler = train_loader.sampler
@@ -125,9 +155,15 @@ def fit(
         )
     checkpoint = torch.load(checkpoint_dir / BEST_FILE, map_location="cpu", weights_only=True)
     prefix = "model."
-    state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    seconds = sum(row["seconds"] for row in table.rows)
-    return FitResult(checkpoints.best_epoch, checkpoints.best_mAP, state, table.rows, seconds)
+    weights = {n[len(prefix) :]: value for n, value in checkpoint["state_dict"].items() if n.startswith(prefix)}
+    return FitResult(
+        checkpoints.best_epoch,
+        checkpoints.best_mAP,
+        averaged_weights(checkpoint) or weights,
+        table.rows,
+        seconds=sum(row["seconds"] for row in table.rows),
+        **meter.summary(),
+    )
 
 
 def training_device_type(settings: TrainerSettings) -> DeviceType:

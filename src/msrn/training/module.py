@@ -1,6 +1,5 @@
 """What is trained: a model, its loss, its optimizer and its validation metric."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,8 +59,6 @@ class MSRNModule(pl.LightningModule):
         self.image_paths = image_paths
         self.val_image_paths = val_image_paths
         self.val_metrics = MultilabelMetrics(label_names)
-        self._epoch_start_s = 0.0
-        self._num_images = 0
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch; the label embeddings are computed once."""
@@ -80,18 +77,8 @@ class MSRNModule(pl.LightningModule):
             raise NonFiniteLossError(
                 self._explain(f"the loss became {loss.item()}", "batch", batch_index, batch, logits)
             )
-        self._num_images += len(images)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
-
-    def on_train_epoch_start(self) -> None:
-        """Start the clock of the images-per-second figure."""
-        self._epoch_start_s, self._num_images = time.perf_counter(), 0
-
-    @property
-    def images_per_s(self) -> float:
-        """Training images a second in this epoch so far."""
-        return self._num_images / max(1e-9, time.perf_counter() - self._epoch_start_s)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Collect the probabilities of one batch."""
@@ -127,13 +114,17 @@ class MSRNModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _explain(self, what: str, kind: str, batch_index: int, batch: Batch, logits: Tensor) -> str:
-        """Where the numbers went wrong; the images whose own logits are not finite come first."""
+        """Where the numbers went wrong: images that are not finite themselves, else those with such logits, else the batch."""
         paths = self.val_image_paths if kind.startswith("validation") else self.image_paths
-        is_bad = ~torch.isfinite(logits).all(dim=1)  # (B,)
+        # Batch norms spread what one image holds to the logits of all.
+        is_bad = ~torch.isfinite(batch["images"].flatten(1)).all(dim=1)  # (B,)
+        if not is_bad.any():
+            is_bad = ~torch.isfinite(logits).all(dim=1)  # (B,)
         rows = batch["index"][is_bad].tolist() or batch["index"].tolist()
         shown = ", ".join(str(paths[row]) for row in rows[:3]) if len(paths) else ""
         images = f" (images {shown}{', ...' if len(rows) > 3 else ''})" if shown else ""
-        kept = f"Epoch {self.current_epoch} is kept in last.ckpt. " if self.current_epoch else ""
+        kept = getattr(self.trainer.checkpoint_callback, "kept", "")
+        kept = f"{kept} is kept in last.ckpt. " if kept else ""
         return (
             f"{what} in epoch {self.current_epoch + 1} of {self.trainer.max_epochs}, {kind} {batch_index + 1}{images}. {kept}"
             "Lower optimizer.lr, set trainer.gradient_clip, or look at these images."
