@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,20 @@ from torch import Tensor
 
 # Of so many steps the median time is taken; more say nothing new and would swell the checkpoints.
 _TIMED_STEPS = 1000
+
+
+class Summary(TypedDict):
+    """What a run took.
+
+    Attributes:
+        seconds_per_step: Median time of a step of the optimizer, reading images included; None where none was taken.
+        images_per_s: Training images a second, validation left out.
+        peak_memory_bytes: Most memory held while training: tensors of a GPU, or this whole process; None where it is not known.
+    """
+
+    seconds_per_step: float | None
+    images_per_s: float | None
+    peak_memory_bytes: int | None
 
 
 class Meter(pl.Callback):
@@ -60,8 +74,8 @@ class Meter(pl.Callback):
             "train/grad_norm": norm / steps if steps else math.nan,
         }
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Median `seconds_per_step`, `images_per_s` and `peak_memory_bytes` of the run; None where nothing was measured."""
+    def summary(self) -> Summary:
+        """What the run took, in all its parts."""
         seconds = self._total["seconds"]
         return {
             "seconds_per_step": statistics.median(self._step_s) if self._step_s else None,
