@@ -17,7 +17,14 @@ from msrn.labels import CountedGraph, LabelGraph
 from msrn.models import MSRN, Classifier, build_model, count_parameters, use_channels_last
 from msrn.recipes.schema import Recipe
 from msrn.recipes.splits import Splits
-from msrn.training import MSRNModule, OptimizerSettings, ScheduleSettings, free_memory_bytes
+from msrn.training import (
+    LossSettings,
+    MSRNModule,
+    MultilabelLoss,
+    OptimizerSettings,
+    ScheduleSettings,
+    free_memory_bytes,
+)
 
 
 def build_recipe_model(
@@ -39,9 +46,11 @@ def build_recipe_model(
 def build_module(recipe: Recipe, splits: Splits, model: MSRN | Classifier) -> MSRNModule:
     """What is trained: the model with loss, optimizer, schedule and mixing."""
     mixup, cutmix = recipe.data.mixup, recipe.data.cutmix
+    settings = LossSettings(**recipe.loss.model_dump(exclude={"group_weight"}))
     return MSRNModule(
         model,
         splits.train.label_names,
+        loss=MultilabelLoss(settings, torch.from_numpy(splits.train.target)),
         group_loss_weight=recipe.loss.group_weight,
         optimizer=OptimizerSettings(**recipe.optimizer.model_dump()),
         schedule=ScheduleSettings(**recipe.schedule.model_dump()),

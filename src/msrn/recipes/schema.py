@@ -14,6 +14,7 @@ SplitName = Literal["train", "val", "test"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Exponent = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 HeadName = Literal["msrn", "avg_pool", "max_pool", "csra", "ml_gcn", "ml_decoder"]
 PoolingName = Literal["max", "avg", "none"]
@@ -200,6 +201,32 @@ class ScheduleRecipe(Section):
 class LossRecipe(Section):
     """What is minimised."""
 
+    name: Literal["soft_margin", "asymmetric", "focal"] = Field(
+        "soft_margin", description="Binary cross-entropy, the asymmetric loss (ASL), or the focal loss."
+    )
+    label_weights: Literal["none", "inverse", "sqrt", "effective"] = Field(
+        "none",
+        description="Weigh present labels against their number n of training images: 1/n, 1/sqrt(n), or the effective number.",
+    )
+    beta: Fraction = Field(
+        0.999, description="Of label_weights 'effective': no label counts as more than 1/(1 - beta) images."
+    )
+    gamma_neg: Exponent = Field(
+        4.0, description="Of 'asymmetric': how much it looks away from absent labels found absent."
+    )
+    gamma_pos: Exponent = Field(
+        0.0, description="Of 'asymmetric': how much it looks away from present labels found present."
+    )
+    clip: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="Of 'asymmetric': absent labels below this probability are left out."
+    )
+    has_focus_gradient: bool = Field(
+        True, description="Of 'asymmetric': pass gradients through the focusing weights, as the paper does."
+    )
+    gamma: Exponent = Field(2.0, description="Of 'focal': how much it looks away from labels found right.")
+    alpha: Fraction | None = Field(
+        0.25, description="Of 'focal': weight of present labels, absent ones having the rest; null weighs neither."
+    )
     group_weight: Annotated[float, Field(ge=0)] = Field(1e-4, description="Weight of MSRN's group loss.")
 
 

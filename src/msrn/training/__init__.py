@@ -9,23 +9,35 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError("training needs Lightning: pip install 'msrn[train]'.") from error
 
 from msrn.training.fit import FitResult, TrainerSettings, fit, training_device_type
-from msrn.training.losses import multilabel_soft_margin_loss
+from msrn.training.losses import (
+    LossSettings,
+    MultilabelLoss,
+    asymmetric_loss,
+    focal_loss,
+    multilabel_soft_margin_loss,
+    positive_weights,
+)
 from msrn.training.memory import MemoryEstimate, estimate_training_memory, free_memory_bytes
 from msrn.training.module import MSRNModule
 from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
 
 __all__ = [
     "FitResult",
+    "LossSettings",
     "MSRNModule",
     "MemoryEstimate",
+    "MultilabelLoss",
     "OptimizerSettings",
     "ScheduleSettings",
     "TrainerSettings",
+    "asymmetric_loss",
     "build_optimizer",
     "build_schedule",
     "estimate_training_memory",
     "fit",
+    "focal_loss",
     "free_memory_bytes",
     "multilabel_soft_margin_loss",
+    "positive_weights",
     "training_device_type",
 ]

@@ -24,7 +24,7 @@ class MSRNModule(pl.LightningModule):
     Args:
         model: From images (B, 3, H, W) to logits (B, L).
         label_names: The labels, in the order of the logits.
-        loss: From logits and target to a scalar; unknown labels must not enter.
+        loss: From logits and target to a mean over known labels.
         group_loss_weight: Weight of the group loss of an MSRN.
         optimizer: Optimizer settings.
         schedule: Learning-rate schedule settings.
