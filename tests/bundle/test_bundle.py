@@ -22,6 +22,7 @@ TINY = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 8, 8], 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "default": {"name": "msrn", **TINY, "dim": 8},
     "published": {"name": "msrn", **PUBLISHED, "backbone": "resnet18", "dim": 16, "classifier_dim": 8},
+    "frozen": {"name": "msrn", **TINY, "dim": 8, "frozen_stages": 2, "freeze_batch_norm": True},
     "pooled": {"name": "pooled", **TINY, "pooling": "max"},
     "csra": {"name": "csra", **TINY, "num_heads": 4, "lam": 0.3},
     "ml_gcn": {"name": "ml_gcn", **TINY, "hidden_dim": 8},

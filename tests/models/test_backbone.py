@@ -285,10 +285,10 @@ def test_frozen_stages_neither_drop_nor_normalise_by_the_batch() -> None:
 
 def test_frozen_stages_change_no_output_in_evaluation() -> None:
     torch.manual_seed(0)
-    plain = Backbone("mobilenetv2_035", keep_last_layers=True).eval()
-    frozen = Backbone("mobilenetv2_035", keep_last_layers=True, frozen_stages=4).eval()
+    plain = Backbone("mobilenetv2_035", keep_last_layers=True).double().eval()
+    frozen = Backbone("mobilenetv2_035", keep_last_layers=True, frozen_stages=4).double().eval()
     frozen.load_state_dict(plain.state_dict())
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64).double()
     with torch.no_grad():
         for received, expected in zip(frozen(images), plain(images), strict=True):
             torch.testing.assert_close(received, expected)

@@ -191,6 +191,14 @@ def test_frozen_stages_take_less(label_graph: LabelGraph, estimate: MemoryEstima
     assert frozen.parameter_bytes == estimate.parameter_bytes
 
 
+def test_merged_batch_norms_keep_less(label_graph: LabelGraph) -> None:
+    options = {"backbone": "mobilenetv2_035", "backbone_options": {}}
+    plain, merged = (
+        count(make_module(label_graph, freeze_batch_norm=is_frozen, **options)) for is_frozen in (False, True)
+    )
+    assert merged.activation_bytes_per_image < 0.7 * plain.activation_bytes_per_image
+
+
 def test_size_that_the_backbone_does_not_take_is_named(label_graph: LabelGraph) -> None:
     module = make_module(label_graph, backbone="vit_tiny_patch16_224", backbone_options={"depth": 4})
     with pytest.raises(ModelError, match=r"does not take images of 64 x 64"):

@@ -25,6 +25,7 @@ from msrn.models.builders import (
 )
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.flops import count_flops
+from msrn.models.folding import fold_batch_norms
 from msrn.models.inference import ExportableMSRN, FoldedClassifier, InferenceMSRN
 from msrn.models.label_group import DiffPool, GraphAttention, LabelGroupEmbedding, LabelGroups, group_loss
 from msrn.models.msrn import MSRN
@@ -58,6 +59,7 @@ __all__ = [
     "correlation_matrix",
     "count_flops",
     "count_parameters",
+    "fold_batch_norms",
     "group_loss",
     "msrn_resnet101",
     "published",

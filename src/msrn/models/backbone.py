@@ -11,6 +11,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from msrn.errors import ModelError
+from msrn.models.folding import fold_batch_norms
 
 # What `Backbone` sets itself; `weights` is the one way to a file, so that a bundle's options cannot read another.
 _RESERVED_OPTIONS = (
@@ -34,7 +35,8 @@ class Backbone(nn.Module):
         weights: A local file of pre-trained weights in timm's names.
         keep_last_layers: Keep the pre-trained layers behind the last stage that timm drops with `features_only` (MobileNetV2's
             `conv_head` and `bn2`); the last feature map is theirs.
-        freeze_batch_norm: Normalise by the stored statistics in training too, and leave them as they are.
+        freeze_batch_norm: Normalise by the stored statistics in training too, and leave them as they are. Norms of stored
+            statistics, here and in frozen stages, run merged with the convolutions ahead of them (`fold_batch_norms`).
         frozen_stages: Leave the stem and the first stages as they are, counted from the first one that timm lists for the model
             (MobileNetV2 lists strides 2, 4, 8, 16 and 32, ResNet its stem at stride 2 as the first). They get no gradient, store
             nothing for a backward pass, and stay in evaluation mode: no dropout, batch norms by their stored statistics.
@@ -88,6 +90,8 @@ class Backbone(nn.Module):
         if weights is not None:
             _check_loaded(name, self.model, Path(weights).expanduser())
         self._frozen_modules = _freeze_stages(name, self.model, frozen_stages)
+        if freeze_batch_norm or self._frozen_modules:
+            fold_batch_norms(self.model, lambda norm: freeze_batch_norm or self._is_frozen(norm))
         self.train()  # freezes the batch norms of a model that nobody calls train() on, as Lightning does not
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
@@ -122,6 +126,9 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def _is_frozen(self, module_name: str) -> bool:
+        return any(f"{module_name}.".startswith(f"{name}.") for name in self._frozen_modules)
 
 
 def _create(name: str, **options: Any) -> Any:
