@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from msrn.errors import DataError, LabelMismatchError, MissingDependencyError, SourceNotFoundError
+from msrn.hub import download
 from msrn.labels.pickles import read_published_vectors
 from msrn.labels.word_file import find_words
 
@@ -233,25 +233,10 @@ def _load_encoder(folder: str | Path) -> "SentenceTransformer":
 
 
 def _download(name: str) -> Path:
-    """The folder of a model of the hub, without pickles and code; from the cache where the hub cannot be reached."""
-    from huggingface_hub import HfApi, snapshot_download
-
+    """The folder of a model of the hub, without pickles and code."""
     name = name if "/" in name else f"sentence-transformers/{name}"
-    download = partial(
-        snapshot_download,
-        name,
-        allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
-        ignore_patterns=["onnx/*", "openvino/*"],
-    )
-    try:
-        # One question first: without a network it fails at once, where a download would try for minutes.
-        HfApi().model_info(name, timeout=10)
-    except Exception as error:  # the hub's errors follow the web library it uses
-        try:
-            return Path(download(local_files_only=True))
-        except Exception:
-            raise error from None
-    return Path(download())
+    patterns = ("*.json", "*.txt", "*.model", "*.safetensors")
+    return download(name, patterns, except_patterns=("onnx/*", "openvino/*"))
 
 
 def vectors_from(label_names: Sequence[str], source: str) -> LabelVectors:

@@ -1,5 +1,6 @@
 """From a recipe and its images to what is trained: model, Lightning module and loaders."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from msrn.bundle import find_bundle, load_bundle, start_from
+from msrn.bundle.bundle import WEIGHTS_FILE
 from msrn.data.loader import build_loader
 from msrn.data.mixing import BatchMixing
 from msrn.data.transforms import Preprocessing, TrainTransform
@@ -34,13 +37,49 @@ def build_recipe_model(
     torch.manual_seed(recipe.trainer.seed)
     options = recipe.model.architecture()
     weights = recipe.model.weights
-    if read_weights:
+    has_own = recipe.model.init_from is None  # a bundle's weights take the place of pre-trained ones
+    if has_own and read_weights:
         options |= {"pretrained": recipe.model.pretrained, "weights": weights}
-    elif weights is not None and not Path(weights).expanduser().is_file():
+    elif has_own and weights is not None and not Path(weights).expanduser().is_file():
         raise ModelError(f"no weights file {weights}. Give an existing file as model.weights, or leave it out.")
     model = build_model(options, label_graph, vectors)
     use_channels_last(model)
     return model
+
+
+def start_from_bundle(
+    recipe: Recipe,
+    model: MSRN | Classifier,
+    label_graph: LabelGraph,
+    vectors: Float[Tensor, "L E"],
+    console: Console | None,
+) -> dict[str, Any] | None:
+    """Take over what the bundle of `model.init_from` knows, and say so.
+
+    Returns:
+        What the new bundle records of it; None without `init_from`.
+    """
+    name = recipe.model.init_from
+    if name is None:
+        return None
+    path = find_bundle(name)
+    bundle = load_bundle(path)
+    try:
+        architecture, has_given = recipe.model.architecture(), recipe.labels.vectors is not None
+        transfer = start_from(bundle, model, architecture, label_graph, vectors, has_given_vectors=has_given)
+    except ModelError as error:
+        raise ModelError(f"model.init_from={name}: {error}") from None
+    origin = bundle.training.get("recipe_name") or path.name
+    if console is not None:
+        console.print(
+            f"starts from {origin}, {transfer.num_labels} labels: {transfer}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    with (path / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bundle": origin, "sha256": digest, **transfer.to_dict()}
 
 
 def build_module(recipe: Recipe, splits: Splits, model: MSRN | Classifier) -> MSRNModule:

@@ -133,6 +133,11 @@ class ModelRecipe(Section):
     backbone_options: dict[str, Any] = Field({}, description="More arguments of timm.create_model.")
     pretrained: bool = Field(False, description="Start from pre-trained weights, downloaded unless `weights` is given.")
     weights: str | None = Field(None, description="Local file of pre-trained weights in timm's names.")
+    init_from: str | None = Field(
+        None,
+        description="Bundle to start from instead, its folder or owner/name on the hub: a model of this architecture, of other "
+        "labels or the same.",
+    )
     keep_last_layers: bool = Field(False, description="Keep pre-trained layers behind the last stage.")
     freeze_batch_norm: bool = Field(False, description="Keep the backbone's stored batch-norm statistics in training.")
     frozen_stages: Annotated[int, Field(ge=0)] = Field(
@@ -175,7 +180,7 @@ class ModelRecipe(Section):
         if self.head in rivals:
             shared = {"backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm", "frozen_stages"}
             return {**rivals[self.head], **self.model_dump(include=shared)}
-        others = {"head", "preset", "pretrained", "weights", "csra_heads", "csra_lambda", "decoder_groups"}
+        others = {"head", "preset", "pretrained", "weights", "init_from", "csra_heads", "csra_lambda", "decoder_groups"}
         return {"name": "msrn", **self.model_dump(exclude=others)}
 
 
