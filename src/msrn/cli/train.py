@@ -32,7 +32,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/RECIPE.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Train nothing: say how much memory it takes and which batch fits.")
+        bool, typer.Option("--dry-run", help="Try a few batches, keep nothing: FLOPs, memory, time, largest batch.")
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; '-' prints it.")
@@ -66,11 +66,13 @@ def train(
 
 
 def print_dry_run(console: "Console", run: "DryRun") -> None:
-    """Print what a training step takes and which batch fits."""
-    recipe, estimate = run.recipe, run.estimate
+    """Print what a training step takes, which batch fits, and how long a run would be."""
+    recipe, estimate, trial = run.recipe, run.estimate, run.trial
     device = "CPU" if estimate.device_type == "cpu" else "GPU"
     height, width = recipe.data.size
     lines = [
+        f"an image forward: {run.num_flops / 1e9:.2f} GFLOPs, a multiply-add counted as 2; "
+        f"{run.num_parameters / 1e6:.2f} M parameters",
         f"a training step: {estimate.batch_size} images of {height} x {width} on the {device}, {recipe.trainer.precision}",
         f"  parameters and buffers   {_gigabytes(estimate.parameter_bytes)}",
         f"  gradients                {_gigabytes(estimate.gradient_bytes)}",
@@ -79,9 +81,28 @@ def print_dry_run(console: "Console", run: "DryRun") -> None:
         f"{estimate.activation_bytes_per_image / 1e6:.1f} MB an image",
         f"  peak                     {_gigabytes(estimate.peak_bytes)}",
         f"  expected                 {_gigabytes(estimate.expected_bytes)}, with what the allocator keeps",
+        _verdict(run),
     ]
-    console.print("\n".join(lines), highlight=False, markup=False)
-    console.print(_verdict(run), highlight=False, markup=False, soft_wrap=True)
+    if trial is None:
+        lines.append("no batch was tried")
+    else:
+        how = f"median of {trial.timed_batches} after one of {trial.warm_up_s:.2f} s to warm up"
+        lines += [
+            f"tried: loss {trial.loss:.4f}, {trial.step_s:.2f} s a batch, reading included "
+            f"({how if trial.timed_batches else 'the only one, warming up'})",
+            *(
+                []
+                if trial.peak_bytes is None
+                else [f"  held at most             {_gigabytes(trial.peak_bytes)}, {_whose(device)}"]
+            ),
+            f"an epoch: {_duration(run.epoch_seconds)} ({run.num_batches} batches, {run.num_val_batches} of validation); "
+            f"the run: {_duration(run.run_seconds)} ({recipe.trainer.max_epochs} epochs)",
+        ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _whose(device: str) -> str:
+    return "the whole process with Python and its libraries" if device == "CPU" else "tensors of the GPU"
 
 
 def _verdict(run: "DryRun") -> str:
@@ -96,6 +117,26 @@ def _verdict(run: "DryRun") -> str:
         return f"{free}: {batch} images do not fit. Set data.batch_size={largest}, the largest batch that fits."
     limit = ", all training images" if largest == run.num_images else ""
     return f"{free}: the batch fits; the largest that fits is data.batch_size={largest}{limit}"
+
+
+def _duration(seconds: float | None) -> str:
+    """As people say it: 40 s, 12 min, 3.5 h.
+
+    Example:
+        >>> [_duration(seconds) for seconds in (0.4, 99, 660, 12600)]
+        ['0.4 s', '99 s', '11 min', '3.5 h']
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _gigabytes(count: int) -> str:

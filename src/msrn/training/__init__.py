@@ -20,6 +20,7 @@ from msrn.training.losses import (
 from msrn.training.memory import MemoryEstimate, estimate_training_memory, free_memory_bytes
 from msrn.training.module import MSRNModule
 from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
+from msrn.training.trial import Trial, try_training
 
 __all__ = [
     "FitResult",
@@ -31,6 +32,7 @@ __all__ = [
     "ScheduleSettings",
     "TrainerSettings",
     "asymmetric_loss",
+    "Trial",
     "build_optimizer",
     "build_schedule",
     "estimate_training_memory",
@@ -40,4 +42,5 @@ __all__ = [
     "multilabel_soft_margin_loss",
     "positive_weights",
     "training_device_type",
+    "try_training",
 ]

@@ -130,7 +130,7 @@ def fit(
     if console is not None and isinstance(val_loader.dataset, ImageDataset):
         callbacks.append(WarnWhenStuck(table, chance_mean_average_precision(val_loader.dataset.target), console))
     callbacks += [*progress_callbacks(console, meter), checkpoints]
-    with _quiet_lightning(), _interruptible():
+    with quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
             max_epochs=trainer_settings.max_epochs,
             gradient_clip_val=trainer_settings.gradient_clip,
@@ -194,7 +194,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Lightning's advice on workers, loggers and devices is for those who write the loop."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
