@@ -31,14 +31,13 @@ def evaluate(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics as fractions; '-' prints them.")
     ] = None,
 ) -> None:
-    """Measure a model on a labelled split: mAP, precision, recall and F1 at 0.5 and on the top 3, ranking metrics."""
+    """Measure a model on a labelled split: mAP, precision, recall and F1 at 0.5 and on the top 3, ranking, and the protocol."""
     from rich.progress import Progress
 
     from msrn.cli.output import make_console, print_evaluation
-    from msrn.data import split_hash
     from msrn.files import write_json
     from msrn.predict import evaluate as evaluate_model
-    from msrn.predict import load, read_labelled
+    from msrn.predict import evaluation_protocol, load, read_labelled
 
     predictor = load(bundle)
     options = given(
@@ -59,7 +58,9 @@ def evaluate(
             num_workers=num_workers,
             progress=lambda n: progress.advance(task, n),
         )
+    report["protocol"] = evaluation_protocol(predictor.bundle, images, threshold=0.5)
     print_evaluation(console, report, title=f"{bundle} on split '{split}' of {data}", by_label=True)
     if json_file is not None:
-        protocol = {"bundle": str(bundle), "data": str(data), "split": split, "split_sha256": split_hash(images)}
-        write_json(json_file, {**report, **protocol, "threshold": 0.5})
+        given_names = {"bundle": str(bundle), "data": str(data), "split": split}
+        sha256 = report["protocol"]["sha256"]
+        write_json(json_file, {**report, **given_names, "split_sha256": sha256, "threshold": 0.5})

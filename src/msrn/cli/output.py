@@ -77,7 +77,7 @@ def shown_labels(prediction: "Prediction") -> str:
 
 
 def print_evaluation(console: Console, report: dict[str, Any], *, title: str, by_label: bool = False) -> None:
-    """Print the report of `msrn.metrics.evaluate_predictions`, in percent."""
+    """Print the report of `msrn.metrics.evaluate_predictions`, in percent, and its `protocol` where it has one."""
     table = Table(title=escape(title), title_justify="left")
     for name in ("", "mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"):
         table.add_column(name, justify="right")
@@ -96,6 +96,11 @@ def print_evaluation(console: Console, report: dict[str, Any], *, title: str, by
     if report["labels_without_positives"]:
         names = ", ".join(report["labels_without_positives"])
         console.print(f"without positives, left out of the mean: {names}", highlight=False, markup=False)
+    protocol = report.get("protocol")
+    if isinstance(protocol, dict):  # runs of before the protocol was written down have a sentence there
+        from msrn.predict import protocol_lines
+
+        console.print("\n".join(protocol_lines(protocol)), highlight=False, markup=False, soft_wrap=True)
     if by_label:
         labels = Table("label", "AP", title="average precision a label", title_justify="left")
         labels.columns[1].justify = "right"

@@ -3,5 +3,16 @@
 import msrn._torchvision  # noqa: F401  (before torchmetrics, which imports torchvision)
 from msrn.predict.evaluate import align_labels, evaluate, read_labelled
 from msrn.predict.predictor import LabelProbability, Prediction, Predictor, load
+from msrn.predict.protocol import evaluation_protocol, protocol_lines
 
-__all__ = ["LabelProbability", "Prediction", "Predictor", "align_labels", "evaluate", "load", "read_labelled"]
+__all__ = [
+    "LabelProbability",
+    "Prediction",
+    "Predictor",
+    "align_labels",
+    "evaluate",
+    "evaluation_protocol",
+    "load",
+    "protocol_lines",
+    "read_labelled",
+]

@@ -16,8 +16,8 @@ from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, RecipeError, TrainingError
 from msrn.files import remove_leftovers, write_json, write_text
 from msrn.models import count_parameters
-from msrn.predict import Predictor, evaluate
-from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe
+from msrn.predict import Predictor, evaluate, evaluation_protocol
+from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe, start_from_bundle
 from msrn.recipes.load import load_recipe, save_recipe, without_paths
 from msrn.recipes.schema import Recipe
 from msrn.recipes.semantics import read_label_graph, read_word_vectors, semantics_hash
@@ -107,6 +107,7 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     describe(recipe, splits, model, graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     train_loader, val_loader = build_loaders(recipe, splits, preprocessing)
+    init_from = start_from_bundle(recipe, model, graph.label_graph, vectors, console)
     module = build_module(recipe, splits, model)
     settings = TrainerSettings(**recipe.trainer.model_dump())
     result = fit(module, settings, train_loader, val_loader, run_dir, resume=has_checkpoint, console=console)
@@ -129,6 +130,7 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
             "images": graph.num_images,
             "split_sha256": graph.split_sha256,
         },
+        **({} if init_from is None else {"init_from": init_from}),
         "recipe": without_paths(recipe),  # a bundle is shared
     }
     architecture = recipe.model.architecture()
@@ -139,7 +141,7 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         test = evaluate(
             Predictor(bundle), splits.test, batch_size=recipe.data.batch_size, num_workers=recipe.data.num_workers
         )
-        protocol = "read once, after validation chose the epoch"
+        protocol = evaluation_protocol(bundle, splits.test, reading="read once, after validation chose the epoch")
         test = {**test, **record["test"], "threshold": bundle.threshold, "protocol": protocol}
         write_json(run_dir / TEST_FILE, test)
     return RunResult(run_dir, bundle_dir, result.best_epoch, result.best_mAP, test, training)
