@@ -109,7 +109,9 @@ def test_it_takes_the_place_of_pretrained_weights(first: RunResult, other_data: 
 def test_another_architecture_is_refused_before_training(first: RunResult, other_data: Path, tmp_path: Path) -> None:
     start = f"model.init_from={first.bundle_dir}"
     for carry_out in (lambda recipe: train_recipe(recipe, tmp_path / "run"), dry_run):
-        with pytest.raises(ModelError, match=r"init_from=.*/bundle: the bundle to start from .*: dim is 8 there and 16"):
+        with pytest.raises(
+            ModelError, match=r"init_from=.*/bundle: the bundle to start from .*: dim is 8 there and 16"
+        ):
             carry_out(make_recipe(other_data, start, "model.dim=16"))
         with pytest.raises(ModelError, match="name is 'msrn' there and 'pooled' here"):
             carry_out(make_recipe(other_data, start, "model.head=avg_pool"))
