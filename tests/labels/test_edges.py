@@ -156,3 +156,11 @@ def test_known_counts_equal_a_plain_loop():
             both_known = (target[:, i] >= 0) & (target[:, j] >= 0)
             assert num_images[i, j] == both_known.sum()
             assert counts[i, j] == ((target[:, i] == 1) & (target[:, j] >= 0)).sum()
+
+
+def test_identity_has_no_edges():
+    rule = EdgeRule("identity")
+    together, counts = torch.tensor([[0, 3], [3, 0]]), torch.tensor([4, 3])
+    arguments = rule.arguments(together, counts, 10)
+    assert not arguments["edges"].any()
+    assert arguments["rule"] == str(rule) == "no edges"

@@ -112,8 +112,8 @@ def test_size_does_not_depend_on_the_number_of_labels(label_graph: LabelGraph) -
 def test_errors_name_both_numbers(label_graph: LabelGraph) -> None:
     with pytest.raises(ValueError, match=r"5 word vectors and a label graph of 6 labels. Give one vector a label"):
         LabelGroupEmbedding(torch.rand(5, 4), label_graph.adjacency, num_groups=2)
-    with pytest.raises(ValueError, match="num_groups is at least 1, got 0"):
-        make(label_graph, num_groups=0)
+    with pytest.raises(ValueError, match="num_groups is 0 or more, got -1"):
+        make(label_graph, num_groups=-1)
 
 
 def test_group_loss_by_hand() -> None:

@@ -42,8 +42,10 @@ def graph(
         typer.Option(help="Split to count; give it twice to count both. By default train.", show_default=False),
     ] = None,
     rule: Annotated[
-        Literal["threshold", "top-k", "lift"],
-        typer.Option(help="Which labels have an edge: as published, the likeliest, or those together beyond chance."),
+        Literal["threshold", "top-k", "lift", "identity"],
+        typer.Option(
+            help="Which labels have an edge: as published, the likeliest, those together beyond chance, or none."
+        ),
     ] = "threshold",
     threshold: Annotated[float, typer.Option(help="Least P(j | i) of an edge, for --rule threshold.")] = 0.4,
     top_k: Annotated[int, typer.Option(min=1, help="Edges from each label, for --rule top-k.")] = 3,

@@ -11,7 +11,7 @@ PUBLISHED_THRESHOLD = 0.4
 SWEEP = tuple(round(0.05 * step, 2) for step in range(1, 19))
 """The thresholds that `sweep_thresholds` looks at: 0.05 to 0.9."""
 
-RuleName = Literal["threshold", "top-k", "lift"]
+RuleName = Literal["threshold", "top-k", "lift", "identity"]
 
 
 def conditional_probability(co_occurrence: Int[Tensor, "L L"], label_counts: Int[Tensor, "L"]) -> Float[Tensor, "L L"]:
@@ -187,7 +187,7 @@ class EdgeRule:
     """A rule and its setting, as commands and recipes name them; the settings of other rules are not looked at.
 
     Attributes:
-        name: "threshold", "top-k" or "lift".
+        name: "threshold", "top-k", "lift" or "identity" (no edges: every label attends to itself alone).
         threshold: Least P(j | i) of an edge.
         top_k: Edges from a label.
         significance: Greatest expected share of false edges.
@@ -210,6 +210,8 @@ class EdgeRule:
                 return f"the {self.top_k} labels that follow each most often"
             case "lift":
                 return f"labels together more often than by chance, significance {self.significance:g}"
+            case "identity":
+                return "no edges"
 
     def arguments(
         self,
@@ -227,4 +229,6 @@ class EdgeRule:
                 edges = edges_by_lift(
                     co_occurrence, label_counts, num_images=num_images, significance=self.significance
                 )
+            case "identity":
+                edges = torch.zeros_like(co_occurrence, dtype=torch.bool)
         return {"edges": edges, "rule": str(self)}

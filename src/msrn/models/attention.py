@@ -14,6 +14,7 @@ from msrn.ops import semantic_guided_attention
 from msrn.ops.semantic_attention import Backend
 
 Pooling = Literal["max", "avg", "none"]
+AttentionKind = Literal["channel", "label"]
 
 
 class StageProjection(nn.Module):
@@ -84,6 +85,8 @@ class SemanticGuidedAttention(nn.Module):
         has_buffers: Which stages have a 1x1 convolution ahead of the pooling: one truth for all, or one a stage.
         normalize: Normalise the projected maps.
         is_bounded: Label and group embeddings share a bounded range, so that the same few nodes serve both.
+        kind: "channel" lets every channel of a label attend on its own, as published; "label" gives all channels of a label
+            one attention (`attend_by_label`), to compare with.
         backend: The form of `semantic_guided_attention`.
 
     Raises:
@@ -101,10 +104,12 @@ class SemanticGuidedAttention(nn.Module):
         has_buffers: bool | Sequence[bool] = False,
         normalize: bool = False,
         is_bounded: bool = False,
+        kind: AttentionKind = "channel",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.is_bounded = is_bounded
+        self.kind: AttentionKind = kind
         self.backend: Backend = backend
         num_stages = len(channels)
         poolings = [pooling] * num_stages if isinstance(pooling, str) else list(pooling)
@@ -144,6 +149,10 @@ class SemanticGuidedAttention(nn.Module):
         self, projected: Sequence[Float[Tensor, "B D _h _w"]], embeddings: Float[Tensor, "N D"]
     ) -> Float[Tensor, "B N SD"]:
         """What some embeddings attend to in projected stages."""
+        if len(embeddings) == 0:
+            return embeddings.new_empty(len(projected[0]), 0, len(projected) * embeddings.shape[1])
+        if self.kind == "label":
+            return torch.cat([attend_by_label(stage, embeddings) for stage in projected], dim=-1)
         pooled = [semantic_guided_attention(stage, embeddings, backend=self.backend) for stage in projected]
         return torch.cat(pooled, dim=-1)
 
@@ -152,3 +161,25 @@ class SemanticGuidedAttention(nn.Module):
         merged = copy.copy(self)
         merged._modules = {"stages": nn.ModuleList(cast(StageProjection, stage).merged() for stage in self.stages)}
         return merged
+
+
+def label_attention(
+    feature_map: Float[Tensor, "B D H W"], embeddings: Float[Tensor, "N D"]
+) -> Float[Tensor, "B N H W"]:
+    """One attention a label over the positions of a stage: softmax over p of f[b, :, p] · e[n] / sqrt(D).
+
+    Example:
+        >>> label_attention(torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[0.0], [100.0]])).flatten()
+        tensor([0.5000, 0.5000, 0.0000, 1.0000])
+
+    Source: Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762, equation 1.
+    """
+    embeddings = embeddings.to(feature_map.dtype) * embeddings.shape[1] ** -0.5
+    scores = torch.einsum("bdhw,nd->bnhw", feature_map, embeddings)
+    weights: Tensor = scores.flatten(2).softmax(dim=2).reshape(scores.shape)
+    return weights
+
+
+def attend_by_label(feature_map: Float[Tensor, "B D H W"], embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "B N D"]:
+    """Pool a feature map by one attention a label, the same for all its channels: the mean weighted by `label_attention`."""
+    return torch.einsum("bnhw,bdhw->bnd", label_attention(feature_map, embeddings), feature_map)

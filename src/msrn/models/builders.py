@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msrn.errors import ModelError
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
-from msrn.models.attention import Pooling, SemanticGuidedAttention
+from msrn.models.attention import AttentionKind, Pooling, SemanticGuidedAttention
 from msrn.models.backbone import Backbone
 from msrn.models.baselines import Classifier, PooledHead, build_csra, build_ml_decoder, build_ml_gcn, build_pooled
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
@@ -44,6 +44,9 @@ def build_msrn(
     num_stages: int = 3,
     dim: int = 512,
     group_ratio: float = 0.2,
+    has_groups: bool = True,
+    learn_vectors: bool = False,
+    attention: AttentionKind = "channel",
     pooling: Pooling | Sequence[Pooling] = "max",
     has_buffers: bool | Sequence[bool] = False,
     normalize: bool = True,
@@ -68,6 +71,9 @@ def build_msrn(
         num_stages: Stages used, counted from the last.
         dim: Width D of the embeddings.
         group_ratio: Groups a label: G = max(1, floor(group_ratio · L)).
+        has_groups: Learn groups of labels; False leaves global semantics out.
+        learn_vectors: Train the labels' vectors from a random start; of `word_vectors` only the width matters.
+        attention: "channel", as published, or one attention a "label".
         pooling: 2x2 pooling of the stages ("max", "avg", "none"), one for all or one a stage.
         has_buffers: 1x1 convolution ahead of the pooling, one for all or one a stage.
         normalize: Normalise projected features.
@@ -86,7 +92,7 @@ def build_msrn(
         raise ModelError(f"classifier is 'per_label' or 'joint', got '{classifier}'.")
     if word_vectors is None:
         word_vectors = vectors_from_co_occurrence(label_graph)
-    num_groups = max(1, int(group_ratio * label_graph.num_labels + 1e-9))
+    num_groups = max(1, int(group_ratio * label_graph.num_labels + 1e-9)) if has_groups else 0
     features = Backbone(
         backbone,
         num_stages=num_stages,
@@ -99,15 +105,22 @@ def build_msrn(
     )
     try:
         label_group = LabelGroupEmbedding(
-            word_vectors, label_graph.adjacency, num_groups=num_groups, dim=dim, bound=bound, gain=gain
+            word_vectors,
+            label_graph.adjacency,
+            num_groups=num_groups,
+            dim=dim,
+            bound=bound,
+            gain=gain,
+            learn_vectors=learn_vectors,
         )
-        attention = SemanticGuidedAttention(
+        guided = SemanticGuidedAttention(
             features.channels,
             dim,
             pooling=pooling,
             has_buffers=has_buffers,
             normalize=normalize,
             is_bounded=bound is not None,
+            kind=attention,
         )
     except ValueError as error:
         raise ModelError(str(error)) from error
@@ -116,9 +129,11 @@ def build_msrn(
     if classifier == "joint":
         head = JointClassifier(num_labels, num_groups, width, hidden_dim=classifier_dim)
     else:
-        head = PerLabelClassifier(num_labels, width, scale=8.0 / width**0.5, zero_init=residual is not None)
+        head = PerLabelClassifier(
+            num_labels, width, scale=8.0 / width**0.5, zero_init=residual is not None, has_groups=has_groups
+        )
     pooled = None if residual is None else PooledHead(features.channels[-1], num_labels, pooling=residual)
-    return MSRN(features, label_group, attention, head, pooled)
+    return MSRN(features, label_group, guided, head, pooled)
 
 
 # Heads that need no more of the labels than their number.

@@ -65,17 +65,21 @@ class PerLabelClassifier(nn.Module):
         scale: Factor on the features. Their squared length times the learning rate decides how far a step moves the logits;
             without a factor it grows with the width.
         zero_init: Start with all weights zero, so that a residual pooled head alone decides at first.
+        has_groups: Whether there are groups; without, the sum over groups and its weights are left out.
     """
 
-    def __init__(self, num_labels: int, dim: int, *, scale: float = 1.0, zero_init: bool = False) -> None:
+    def __init__(
+        self, num_labels: int, dim: int, *, scale: float = 1.0, zero_init: bool = False, has_groups: bool = True
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.label_weight = nn.Parameter(torch.empty(num_labels, dim))
-        self.group_weight = nn.Parameter(torch.empty(num_labels, dim))
+        self.group_weight = nn.Parameter(torch.empty(num_labels, dim)) if has_groups else None
         self.bias = nn.Parameter(torch.zeros(num_labels))
         bound = 0.0 if zero_init else dim**-0.5
         nn.init.uniform_(self.label_weight, -bound, bound)
-        nn.init.uniform_(self.group_weight, -bound, bound)
+        if self.group_weight is not None:
+            nn.init.uniform_(self.group_weight, -bound, bound)
 
     def forward(
         self,
@@ -93,6 +97,8 @@ class PerLabelClassifier(nn.Module):
             labels: Which labels these are; all by default. Large label sets go block by block.
         """
         own = torch.einsum("bld,ld->bl", label_features, self.label_weight[labels])
+        if self.group_weight is None:
+            return self.scale * own + self.bias[labels]
         by_group = torch.einsum("bgd,ld->bgl", group_features, self.group_weight[labels])  # (B, G, L)
         shared = torch.einsum("bgl,lg->bl", by_group, assignment)
         return self.scale * (own + shared) + self.bias[labels]

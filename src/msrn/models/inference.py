@@ -61,6 +61,8 @@ class FoldedClassifier(nn.Module):
         super().__init__()
         num_labels = len(label_groups.label_embeddings)
         embeddings = torch.cat([label_groups.label_embeddings, label_groups.group_embeddings])  # (L + G, D)
+        if classifier.group_weight is None:
+            raise ValueError("a classifier without groups is not folded.")
         stages = [FixedNodes(feature_map, embeddings, margin=margin) for feature_map in projected]
         num_coefficients = sum(stage.num_coefficients for stage in stages)
         if embeddings.element_size() * num_labels * num_coefficients > _MOST_FOLDED_BYTES:
@@ -123,7 +125,8 @@ class InferenceMSRN(nn.Module):
         for name, value in model.embed()._asdict().items():
             self.register_buffer(name, value)
         self.folded: FoldedClassifier | None = None
-        self._num_folds = 0 if isinstance(model.classifier, PerLabelClassifier) else _MOST_FOLDS
+        can_fold = isinstance(model.classifier, PerLabelClassifier) and model.classifier.group_weight is not None
+        self._num_folds = 0 if can_fold and model.attention.kind == "channel" else _MOST_FOLDS
         self._is_first_batch = True
         self.eval()
 
@@ -242,6 +245,8 @@ class ExportableMSRN(nn.Module):
     @torch.no_grad()
     def __init__(self, inference: InferenceMSRN, images: Float[Tensor, "B 3 H W"]) -> None:
         super().__init__()
+        if inference.attention.kind != "channel":
+            raise ValueError("only attention by channel is exported, this network has one attention a label.")
         self.backbone = inference.backbone
         self.attention = inference.attention
         self.residual = inference.residual

@@ -83,7 +83,7 @@ class LabelGroupEmbedding(nn.Module):
     Args:
         word_vectors: One vector a label; kept as a buffer.
         adjacency: Label graph from `msrn.labels.build_adjacency`; kept as a buffer.
-        num_groups: Groups G, at least 1.
+        num_groups: Groups G; 0 leaves global semantics out.
         dim: Width D of the embeddings.
         input_dim: Width of the projected word vectors.
         hidden_dim: Width between the two graph attention layers.
@@ -91,9 +91,10 @@ class LabelGroupEmbedding(nn.Module):
             bounded too; None leaves them as they are, as published.
         gain: Factor on the embeddings ahead of the bound. A small one lets attention start near average pooling, which an
             embedding of zero is.
+        learn_vectors: Train the word vectors, from random ones of the same width and of length 1.
 
     Raises:
-        ValueError: Word vectors and adjacency disagree on the number of labels, or `num_groups` is below 1.
+        ValueError: Word vectors and adjacency disagree on the number of labels, or `num_groups` is negative.
 
     Source: MSRN, https://arxiv.org/abs/2106.11596, sections 3.2 and 3.3.
     """
@@ -112,6 +113,7 @@ class LabelGroupEmbedding(nn.Module):
         hidden_dim: int = 300,
         bound: float | None = None,
         gain: float = 1.0,
+        learn_vectors: bool = False,
     ) -> None:
         super().__init__()
         if len(word_vectors) != len(adjacency):
@@ -119,13 +121,16 @@ class LabelGroupEmbedding(nn.Module):
                 f"{len(word_vectors)} word vectors and a label graph of {len(adjacency)} labels. Give one vector a label, in the "
                 "order of the graph."
             )
-        if num_groups < 1:
-            raise ValueError(f"num_groups is at least 1, got {num_groups}.")
-        self.register_buffer("word_vectors", word_vectors.clone())
+        if num_groups < 0:
+            raise ValueError(f"num_groups is 0 or more, got {num_groups}. 0 leaves the groups out.")
+        if learn_vectors:
+            self.word_vectors = nn.Parameter(torch.randn_like(word_vectors) * word_vectors.shape[1] ** -0.5)
+        else:
+            self.register_buffer("word_vectors", word_vectors.clone())
         self.register_buffer("adjacency", adjacency.clone())
         self.projection = nn.Linear(word_vectors.shape[1], input_dim)
         self.layers = nn.ModuleList([GraphAttention(input_dim, hidden_dim), GraphAttention(hidden_dim, dim)])
-        self.pool = DiffPool(dim, num_groups)
+        self.pool = DiffPool(dim, num_groups) if num_groups > 0 else None
         self.bound = bound
         self.gain = gain
 
@@ -135,7 +140,10 @@ class LabelGroupEmbedding(nn.Module):
         labels = self.projection(self.word_vectors)  # (L, input_dim)
         for layer in self.layers:
             labels = layer(labels, mask)  # (L, D) after the last
-        groups, assignment = self.pool(F.relu(labels), mask)  # (G, D), (L, G)
+        if self.pool is None:
+            groups, assignment = labels[:0], labels[:, :0]
+        else:
+            groups, assignment = self.pool(F.relu(labels), mask)  # (G, D), (L, G)
         return LabelGroups(self._bounded(labels), self._bounded(groups), assignment)
 
     def _bounded(self, embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -153,6 +161,8 @@ def group_loss(label_groups: LabelGroups, *, weight: float = GROUP_LOSS_WEIGHT) 
 
     Source: MSRN, https://arxiv.org/abs/2106.11596, the loss of the label-group embedding.
     """
+    if len(label_groups.group_embeddings) == 0:
+        return label_groups.label_embeddings.new_zeros(())
     nearest = label_groups.group_embeddings[label_groups.assignment.argmax(dim=1)]  # (L, D)
     distances: Tensor = (label_groups.label_embeddings - nearest).norm(dim=1)  # (L,)
     return weight * distances.sum()

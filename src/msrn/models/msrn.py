@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from msrn.models.attention import SemanticGuidedAttention
+from msrn.models.attention import SemanticGuidedAttention, label_attention
 from msrn.models.backbone import Backbone
 from msrn.models.baselines import PooledHead
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
@@ -83,6 +83,8 @@ class MSRN(nn.Module):
         """
         projected = self.attention.project(self.backbone(images))  # S x (B, D, h, w)
         label_groups = self.embed()
+        if self.attention.kind == "label":
+            return [label_attention(stage, label_groups.label_embeddings[list(labels)]) for stage in projected]
         features = self.attention.attend(projected, label_groups)
         adds = self.classifier.contributions(*features, label_groups.assignment, labels)  # (B, n, S·D)
         chosen = label_groups.label_embeddings[list(labels)]  # (n, D)

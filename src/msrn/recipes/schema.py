@@ -107,9 +107,10 @@ class LabelsRecipe(Section):
         description="JSON of `msrn labels graph`, which brings its own edges, or a pickle of ML-GCN or MSRN in the data's order; "
         "by default counted on the training images.",
     )
-    rule: Literal["threshold", "top-k", "lift"] = Field(
+    rule: Literal["threshold", "top-k", "lift", "identity"] = Field(
         "threshold",
-        description="Which labels have an edge: P(j | i) >= threshold, the top_k likeliest, or those together beyond chance.",
+        description="Which labels have an edge: P(j | i) >= threshold, the top_k likeliest, those together beyond chance, "
+        "or none ('identity').",
     )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         0.4, description="Label j follows label i when P(j | i) >= threshold."
@@ -146,6 +147,11 @@ class ModelRecipe(Section):
     num_stages: PositiveInt = Field(3, description="Stages used, counted from the last.")
     dim: PositiveInt = Field(512, description="Width of the embeddings.")
     group_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Groups a label.")
+    has_groups: bool = Field(True, description="Learn groups of labels; false leaves MSRN's global semantics out.")
+    learn_vectors: bool = Field(False, description="Train the labels' vectors from a random start; none are read.")
+    attention: Literal["channel", "label"] = Field(
+        "channel", description="Each channel of a label attends on its own, as published, or all of them together."
+    )
     pooling: PoolingName | tuple[PoolingName, ...] = Field("max", description="2x2 pooling of the stages.")
     has_buffers: bool | tuple[bool, ...] = Field(False, description="1x1 convolution ahead of the pooling.")
     normalize: bool = Field(True, description="Normalise projected features.")
