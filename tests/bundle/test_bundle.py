@@ -245,10 +245,10 @@ def test_missing_keys_are_named(path: Path) -> None:
         load_bundle(path)
 
 
-@pytest.mark.parametrize("version", [2, "1", None, 0])
+@pytest.mark.parametrize("version", [3, "1", None, 0])
 def test_other_format_version(path: Path, version: object) -> None:
     edit(path, lambda config: config.update(format_version=version))
-    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads format 1\. Update msrn"):
+    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads formats up to 2\. Update msrn"):
         load_bundle(path)
 
 
@@ -383,3 +383,17 @@ def test_any_value_anywhere_in_the_config_loads_or_is_a_bundle_error(path: Path,
     except BundleError:
         return
     assert predict(loaded).shape == (2, 6)
+
+
+def test_what_format_1_left_out_means_what_it_meant(path: Path) -> None:
+    """Bundles of format 1 leave out the scale of the classifier, which was 8, and may leave out the pooling, which was max."""
+
+    def make_old(config: dict[str, Any]) -> None:
+        config["format_version"] = 1
+        for key in ("scale", "pooling"):
+            config["architecture"].pop(key, None)
+
+    edit(path, make_old)
+    model = load_bundle(path).model
+    assert model.classifier.scale == pytest.approx(8.0 / model.classifier.label_weight.shape[1] ** 0.5)
+    assert {stage.pooling for stage in model.attention.stages} == {"max"}

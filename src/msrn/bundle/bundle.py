@@ -17,7 +17,9 @@ from msrn.files import replace_folder, share_file
 from msrn.labels import LabelGraph
 from msrn.models import MSRN, Classifier, build_model
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What an architecture meant by leaving a key out, where that was another value than today.
+_FORMER_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {1: {"msrn": {"pooling": "max", "scale": 8.0}}}
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
@@ -155,10 +157,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
     if missing:
         raise BundleError(f"{path / CONFIG_FILE} lacks {', '.join(missing)}. Copy or save the bundle again.")
-    if config["format_version"] != FORMAT_VERSION:
-        raise BundleError(
-            f"{path} has format {config['format_version']}, this msrn reads format {FORMAT_VERSION}. Update msrn."
-        )
+    version = config["format_version"]
+    if version != FORMAT_VERSION and version not in (*_FORMER_DEFAULTS,):
+        raise BundleError(f"{path} has format {version}, this msrn reads formats up to {FORMAT_VERSION}. Update msrn.")
     labels = config["labels"]
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise BundleError(f"{path / CONFIG_FILE}: labels is not a list of names. Copy or save the bundle again.")
@@ -171,6 +172,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise BundleError(
                 f"{path / CONFIG_FILE}: {key} is not an object of keys and values. Save the bundle again."
             )
+    former = _FORMER_DEFAULTS.get(version, {}).get(str(config["architecture"].get("name")), {})
+    config["architecture"] = {**former, **config["architecture"]}
     return config
 
 

@@ -14,6 +14,7 @@ from msrn.ops import semantic_guided_attention
 from msrn.ops.semantic_attention import Backend
 
 Pooling = Literal["max", "avg", "none"]
+Poolings = Pooling | Literal["auto"] | Sequence[Pooling]
 AttentionKind = Literal["channel", "label"]
 
 
@@ -81,7 +82,7 @@ class SemanticGuidedAttention(nn.Module):
     Args:
         channels: Channels of the backbone's stages, finest first.
         dim: Width D of the embeddings.
-        pooling: 2x2 pooling of the stages: one word for all, or one a stage.
+        pooling: 2x2 pooling of the stages: one word for all, or one a stage; "auto" pools all but the last, the coarsest, by max.
         has_buffers: Which stages have a 1x1 convolution ahead of the pooling: one truth for all, or one a stage.
         normalize: Normalise the projected maps.
         is_bounded: Label and group embeddings share a bounded range, so that the same few nodes serve both.
@@ -100,7 +101,7 @@ class SemanticGuidedAttention(nn.Module):
         channels: Sequence[int],
         dim: int,
         *,
-        pooling: Pooling | Sequence[Pooling] = "max",
+        pooling: Poolings = "max",
         has_buffers: bool | Sequence[bool] = False,
         normalize: bool = False,
         is_bounded: bool = False,
@@ -112,7 +113,7 @@ class SemanticGuidedAttention(nn.Module):
         self.kind: AttentionKind = kind
         self.backend: Backend = backend
         num_stages = len(channels)
-        poolings = [pooling] * num_stages if isinstance(pooling, str) else list(pooling)
+        poolings = _pooling_of_stages(pooling, num_stages)
         buffers = [has_buffers] * num_stages if isinstance(has_buffers, bool) else list(has_buffers)
         for name, setting in (("pooling", poolings), ("has_buffers", buffers)):
             if len(setting) != num_stages:
@@ -161,6 +162,12 @@ class SemanticGuidedAttention(nn.Module):
         merged = copy.copy(self)
         merged._modules = {"stages": nn.ModuleList(cast(StageProjection, stage).merged() for stage in self.stages)}
         return merged
+
+
+def _pooling_of_stages(pooling: Poolings, num_stages: int) -> list[Pooling]:
+    if pooling == "auto":
+        return [*cast(list[Pooling], ["max"] * (num_stages - 1)), "none"]
+    return [cast(Pooling, pooling)] * num_stages if isinstance(pooling, str) else list(pooling)
 
 
 def label_attention(

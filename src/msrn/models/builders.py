@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msrn.errors import ModelError
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
-from msrn.models.attention import AttentionKind, Pooling, SemanticGuidedAttention
+from msrn.models.attention import AttentionKind, Poolings, SemanticGuidedAttention
 from msrn.models.backbone import Backbone
 from msrn.models.baselines import Classifier, PooledHead, build_csra, build_ml_decoder, build_ml_gcn, build_pooled
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
@@ -47,13 +47,14 @@ def build_msrn(
     has_groups: bool = True,
     learn_vectors: bool = False,
     attention: AttentionKind = "channel",
-    pooling: Pooling | Sequence[Pooling] = "max",
+    pooling: Poolings = "auto",
     has_buffers: bool | Sequence[bool] = False,
     normalize: bool = True,
     bound: float | None = 1.0,
     gain: float = 0.3,
     classifier: Literal["per_label", "joint"] = "per_label",
     classifier_dim: int = 2048,
+    scale: float = 2.0,
     residual: Literal["avg", "max"] | None = "avg",
 ) -> MSRN:
     """Build an MSRN from plain values; the defaults are ours, `**PUBLISHED` gives the authors' network.
@@ -74,13 +75,15 @@ def build_msrn(
         has_groups: Learn groups of labels; False leaves global semantics out.
         learn_vectors: Train the labels' vectors from a random start; of `word_vectors` only the width matters.
         attention: "channel", as published, or one attention a "label".
-        pooling: 2x2 pooling of the stages ("max", "avg", "none"), one for all or one a stage.
+        pooling: 2x2 pooling of the stages ("max", "avg", "none"), one for all or one a stage; "auto" pools all but the last by max.
         has_buffers: 1x1 convolution ahead of the pooling, one for all or one a stage.
         normalize: Normalise projected features.
         bound: Greatest size of an embedding's entry, or None.
         gain: Factor on the embeddings ahead of the bound.
         classifier: "per_label" or the published "joint".
         classifier_dim: Hidden width of the joint classifier.
+        scale: Length of the pooled features as the per-label classifier sees them, which decides how fast it learns beside
+            the residual.
         residual: Add a pooled head on the last stage ("avg", "max"), or None.
 
     Raises:
@@ -130,7 +133,7 @@ def build_msrn(
         head = JointClassifier(num_labels, num_groups, width, hidden_dim=classifier_dim)
     else:
         head = PerLabelClassifier(
-            num_labels, width, scale=8.0 / width**0.5, zero_init=residual is not None, has_groups=has_groups
+            num_labels, width, scale=scale / width**0.5, zero_init=residual is not None, has_groups=has_groups
         )
     pooled = None if residual is None else PooledHead(features.channels[-1], num_labels, pooling=residual)
     return MSRN(features, label_group, guided, head, pooled)

@@ -108,9 +108,9 @@ class LabelsRecipe(Section):
         "by default counted on the training images.",
     )
     rule: Literal["threshold", "top-k", "lift", "identity"] = Field(
-        "threshold",
+        "top-k",
         description="Which labels have an edge: P(j | i) >= threshold, the top_k likeliest, those together beyond chance, "
-        "or none ('identity').",
+        "or none ('identity'). A rule's own setting chooses it; the published preset takes threshold.",
     )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         0.4, description="Label j follows label i when P(j | i) >= threshold."
@@ -123,6 +123,16 @@ class LabelsRecipe(Section):
         "made from co-occurrence by default.",
     )
     vector_dim: PositiveInt = Field(300, description="Greatest width of the vectors made from co-occurrence.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_rule(cls, values: Any) -> Any:
+        # A setting that no rule looks at would be lost without a word.
+        settings = {"threshold": "threshold", "top_k": "top-k", "significance": "lift"}
+        if isinstance(values, dict) and "rule" not in values:
+            chosen = [rule for setting, rule in settings.items() if setting in values]
+            return {**values, "rule": chosen[0]} if len(chosen) == 1 else values
+        return values
 
 
 class ModelRecipe(Section):
@@ -152,13 +162,16 @@ class ModelRecipe(Section):
     attention: Literal["channel", "label"] = Field(
         "channel", description="Each channel of a label attends on its own, as published, or all of them together."
     )
-    pooling: PoolingName | tuple[PoolingName, ...] = Field("max", description="2x2 pooling of the stages.")
+    pooling: Literal["auto"] | PoolingName | tuple[PoolingName, ...] = Field(
+        "auto", description="2x2 pooling of the stages; 'auto' pools all but the last by max."
+    )
     has_buffers: bool | tuple[bool, ...] = Field(False, description="1x1 convolution ahead of the pooling.")
     normalize: bool = Field(True, description="Normalise projected features.")
     bound: Rate | None = Field(1.0, description="Greatest size of an embedding's entry.")
     gain: Rate = Field(0.3, description="Factor on the embeddings ahead of the bound.")
     classifier: Literal["per_label", "joint"] = Field("per_label", description="Per-label or the published joint one.")
     classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
+    scale: Rate = Field(2.0, description="Length of the features as the per-label classifier sees them.")
     residual: Literal["avg", "max"] | None = Field("avg", description="Pooled head whose logits are added.")
     csra_heads: Literal[1, 2, 4, 6, 8] = Field(1, description="Attention heads of CSRA.")
     csra_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of CSRA's attention.")
@@ -275,6 +288,14 @@ class Recipe(Section):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     trainer: TrainerRecipe = TrainerRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        model, labels = (values.get(key, {}) if isinstance(values, dict) else None for key in ("model", "labels"))
+        if isinstance(model, dict) and isinstance(labels, dict) and model.get("preset") == "published":
+            return {**values, "labels": {"rule": "threshold", **labels}}
+        return values
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Recipe":
