@@ -7,16 +7,21 @@ python benchmarks/table.py --write     # put them into their pages, between the 
 import argparse
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msrn.compare import HEADS
+from msrn.compare.summary import by_mAP, in_percent, markdown
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+# Results of `msrn compare`: results/NAME.json, or a folder results/NAME with comparison.json and runs/.
 DATA = {
     "voc2007-mobilenet": "VOC 2007, MobileNetV2 at 160 px",
     "scenes": "scenes, narrow ResNet-10 from scratch at 96 px",
 }
-HEADS = {"msrn": "MSRN", "avg_pool": "average pooling", "max_pool": "max pooling"}
+COMPARISONS = sorted(path.parent.name for path in RESULTS.glob("*/comparison.json"))
 BOUNDS = {"": "bounded: norm and bound (default)", "-unbounded": "norm, no bound", "-plain": "neither, as published"}
 FORMS = {
     "attention reference": "plain form (`reference`)",
@@ -41,23 +46,33 @@ def lines(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def percent(found: dict[str, Any], name: str) -> str:
-    mean, std = found[name]["mean"], found[name]["std"]
-    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+    return in_percent(found[name])
 
 
 def heads() -> str:
-    """Every head of every comparison, best mAP first."""
+    """Every head of every comparison, best mAP first; ablations have a page of their own."""
     rows = []
     for name, title in DATA.items():
-        summary = read(name)["summary"]
-        for head in sorted(summary, key=lambda head: -summary[head]["mAP"]["mean"]):
+        summary = read(f"{name}/comparison" if name in COMPARISONS else name)["summary"]
+        for head in by_mAP({head: own for head, own in summary.items() if head in HEADS}):
             own = summary[head]
-            minutes, millions = own["train_seconds"] / 60, own["parameters"] / 1e6
-            metrics = [percent(own, metric) for metric in ("mAP", "CF1", "OF1")]
-            rows.append(
-                [title, HEADS[head], *metrics, str(len(own["seeds"])), f"{millions:.2f} M", f"{minutes:.0f} min"]
-            )
-    return lines(["data and backbone", "head", "mAP", "CF1", "OF1", "seeds", "parameters", "training"], rows)
+            difference = own.get("difference", {}).get("mAP")
+            cells = [
+                percent(own, "mAP"),
+                "" if difference is None else in_percent(difference, sign="+"),
+                *(percent(own, metric) for metric in ("CF1", "OF1")),
+                str(len(own["seeds"])),
+                f"{own['parameters'] / 1e6:.2f} M",
+                f"{own['train_seconds'] / 60:.0f} min",
+            ]
+            rows.append([title, HEADS[head].title, *cells])
+    header = ["data and backbone", "head", "mAP", "minus MSRN", "CF1", "OF1", "seeds", "parameters", "training"]
+    return lines(header, rows)
+
+
+def comparison(name: str) -> str:
+    """Everything a comparison says: protocol, table, notes."""
+    return markdown(read(f"{name}/comparison"))
 
 
 def bounds() -> str:
@@ -254,6 +269,7 @@ def loading_parts() -> str:
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
+    **{f"comparison-{name}": ("docs/comparison.md", partial(comparison, name)) for name in COMPARISONS},
     "bounds": ("docs/attention.md", bounds),
     "goals": ("docs/attention.md", attention_goals),
     "times": ("docs/attention.md", attention_times),

@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def peak_memory_bytes() -> int | None:
+def process_peak_bytes() -> int | None:
     """The most memory that this process has held so far; None where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -6,7 +6,7 @@ import sys
 import typer
 
 import msrn
-from msrn.cli import data, demo, evaluate, import_published, labels, predict, train
+from msrn.cli import compare, data, demo, evaluate, import_published, labels, predict, train
 from msrn.errors import MSRNError
 
 # The exit code that Typer turns Ctrl-C into.
@@ -15,6 +15,7 @@ STOPPED = 130
 AFTER_STOP = {
     "train": " A run keeps its last finished epoch; go on with it by --resume.",
     "demo": " Start it again: it goes on where it stopped.",
+    "compare": " Start it again: it goes on where it stopped.",
 }
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ def _root(
 
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=train.EPILOG)(train.train)
+app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)

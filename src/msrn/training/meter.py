@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 import time
 from collections import deque
 from typing import Any, TypedDict
@@ -10,6 +9,8 @@ from typing import Any, TypedDict
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+
+from msrn.machine import process_peak_bytes
 
 # Of so many steps the median time is taken; more say nothing new and would swell the checkpoints.
 _TIMED_STEPS = 1000
@@ -164,9 +165,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held: on a GPU its tensors, elsewhere all of it; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return process_peak_bytes() or 0

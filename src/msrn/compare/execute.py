@@ -1,0 +1,212 @@
+"""Carry out a comparison: a process a run, in order, each leaving its JSON; what is done stays done."""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+
+from msrn.compare.folder import JOB_FILE, LOG_FILE, ComparisonFolder, Record
+from msrn.compare.plan import Plan, Run, shown_overrides
+from msrn.compare.report import check_splits
+from msrn.compare.summary import best_rates, duration
+from msrn.files import write_json
+from msrn.recipes.load import without_paths
+from msrn.recipes.splits import read_splits
+
+WORKER = (sys.executable, "-m", "msrn.compare.worker")
+
+
+class Executor:
+    """Runs a plan in its folder.
+
+    Args:
+        plan: What is compared.
+        folder: Where.
+        console: Where a line is printed as a run begins and as it ends.
+        num_jobs: Runs at a time.
+        keep: Whether run folders stay, with checkpoints and bundle.
+        keep_predictions: Whether the probabilities of each test split are written.
+        after_run: Called when a run has ended.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: ComparisonFolder,
+        console: Console,
+        *,
+        num_jobs: int = 1,
+        keep: bool = False,
+        keep_predictions: bool = False,
+        after_run: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.plan, self.folder, self.console = plan, folder, console
+        self.num_jobs, self.keep, self.keep_predictions = num_jobs, keep, keep_predictions
+        self.after_run = after_run
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._num_begun = 0
+
+    def check(self) -> None:
+        """Read the data, and refuse runs that were made with another recipe or on other images.
+
+        Raises:
+            TrainingError: A run was made, or begun, with another recipe.
+            DataError: The data cannot be read, or has changed.
+        """
+        records = self.folder.records()
+        finals = self.plan.final_runs(best_rates(records))
+        self.folder.check(self.plan, [*self.plan.search_runs(), *finals])
+        splits = read_splits(self.plan.base, self.console).record()
+        check_splits([*records, {"splits": splits}])
+
+    def run(self) -> None:
+        """Search the learning rates, then train every variant with every seed.
+
+        Raises:
+            TrainingError: A run was made with another learning rate than the search finds now.
+            DataError: Runs saw other images.
+        """
+        self._num_begun = progress(self.plan, self.folder)[0]
+        self._run_all(self.plan.search_runs())
+        finals = self.plan.final_runs(best_rates(self.folder.records()))
+        self.folder.check(self.plan, finals)
+        self._run_all(finals)
+
+    def _run_all(self, runs: list[Run]) -> None:
+        pending = [run for run in runs if not self.folder.is_done(run)]
+        if not self.keep:
+            for run in runs:
+                if run not in pending:
+                    self.folder.clear(run)  # what a comparison that was killed could not clear
+        pool = ThreadPoolExecutor(self.num_jobs)
+        try:
+            for future in as_completed([pool.submit(self._run_one, run) for run in pending]):
+                future.result()
+                self.after_run()
+        except BaseException:
+            with self._lock:
+                self._is_stopped = True
+                for process in self._processes.values():
+                    process.kill()  # it goes on from its last checkpoint
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _run_one(self, run: Run) -> None:
+        with self._lock:
+            self._num_begun += 1
+            _, num_all, left_s = progress(self.plan, self.folder)
+            left = "" if left_s is None else f"; about {duration(left_s / self.num_jobs)} left"
+            self._print(f"run {self._num_begun} of {num_all}: {run}{left}")
+        training_dir, record_file = self.folder.training_dir(run), self.folder.record_file(run)
+        training_dir.mkdir(parents=True, exist_ok=True)
+        record_file.unlink(missing_ok=True)  # a failure, which is tried again
+        recipe = self.plan.recipe_of(run)
+        record: Record = {
+            "variant": run.variant.name,
+            "seed": run.seed,
+            "is_search": run.is_search,
+            "lr": recipe.optimizer.lr,
+            "overrides": shown_overrides((*self.plan.overrides, *run.variant.overrides)),
+            "recipe": without_paths(recipe),
+        }
+        keeps_predictions = self.keep_predictions and not run.is_search
+        job = {
+            "record": record,
+            "recipe": recipe.model_dump(mode="json"),
+            "run_dir": str((training_dir / "run").resolve()),
+            "record_file": str(record_file.resolve()),
+            "predictions": str(self.folder.predictions_file(run).resolve()) if keeps_predictions else None,
+        }
+        write_json(training_dir / JOB_FILE, job)
+        code = self._start(run, training_dir)
+        if self._is_stopped:
+            return
+        found = self.folder.record(run)
+        if found is None:
+            log = training_dir / LOG_FILE
+            found = {**record, "failed": f"its process {_ending(code)}; see {log.relative_to(self.folder.path)}"}
+            write_json(record_file, found)
+        if "failed" in found:
+            self._print(f"  {run.name} failed: {found['failed']}", style="red")
+            return
+        test = "" if found["test"] is None else f", test mAP {100 * found['test']['mAP']:.2f}"
+        self._print(
+            f"  {run.name}: validation mAP {100 * found['val_mAP']:.2f} at epoch {found['best_epoch'] + 1}{test}, "
+            f"{duration(found['process_seconds'])}"
+        )
+        if not self.keep:
+            self.folder.clear(run)
+
+    def _start(self, run: Run, training_dir: Path) -> int:
+        """Run the process and wait for it."""
+        environment = dict(os.environ)
+        if self.num_jobs > 1:
+            share = max(1, len(os.sched_getaffinity(0)) // self.num_jobs) if hasattr(os, "sched_getaffinity") else 1
+            environment.setdefault("OMP_NUM_THREADS", str(share))
+        command = [*WORKER, str(training_dir / JOB_FILE)]
+        with (training_dir / LOG_FILE).open("ab") as log:
+            with self._lock:
+                if self._is_stopped:
+                    return 1
+                # The pipe tells the process when this one has ended, however it did.
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+                self._processes[run.name] = process
+            with process:
+                code = process.wait()
+        with self._lock:
+            del self._processes[run.name]
+        return code
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True, style=style)
+
+
+def all_runs(plan: Plan, folder: ComparisonFolder) -> list[Run]:
+    """Every run of a plan; where a rate is still searched, final runs have the first of them."""
+    found = best_rates(folder.records())
+    guesses = {variant.name: plan.rates[0] for variant in plan.variants if plan.rates}
+    return [*plan.search_runs(), *plan.final_runs(guesses | found)]
+
+
+def progress(plan: Plan, folder: ComparisonFolder) -> tuple[int, int, float | None]:
+    """Runs done, runs altogether, and the time that the others will take, as far as those before them tell."""
+    runs = all_runs(plan, folder)
+    pending = [run for run in runs if not folder.is_done(run)]
+    estimates = [estimate_s(run, plan, folder.records()) for run in pending]
+    known = [seconds for seconds in estimates if seconds is not None]
+    left_s = statistics.fmean(known) * len(pending) if known else None
+    return len(runs) - len(pending), len(runs), left_s
+
+
+def estimate_s(run: Run, plan: Plan, records: Iterable[Record]) -> float | None:
+    """Seconds that a run may take: an epoch of the same variant, or of any, as often as it has epochs."""
+    epochs = plan.recipe_of(run).trainer.max_epochs
+    by_variant: dict[str, list[float]] = {}
+    for record in records:
+        if "failed" not in record:
+            seconds = record["train_seconds"] / max(1, len(record["val_mAP_by_epoch"]))
+            by_variant.setdefault(record["variant"], []).append(seconds)
+    every = [seconds for own in by_variant.values() for seconds in own]
+    own = by_variant.get(run.variant.name, every)
+    return epochs * statistics.fmean(own) if own else None
+
+
+def _ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"ended with {code}"
+    name = signal.Signals(-code).name
+    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    return f"was ended by {name}{hint}"

@@ -1,0 +1,133 @@
+"""The folder of a comparison: a JSON file a run, what is being trained, and the comparison that is made of them."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from msrn.compare.plan import Plan, Run, differences
+from msrn.errors import TrainingError
+
+Record = dict[str, Any]
+COMPARISON_FILE = "comparison.json"
+TABLE_FILE = "comparison.md"
+PICTURE_FILE = "comparison.svg"
+JOB_FILE = "job.json"
+LOG_FILE = "log.txt"
+
+
+class ComparisonFolder:
+    """Where a comparison lies.
+
+    Args:
+        path: Holds `runs/` (a JSON file a run), `training/` (a folder a run, until it is finished), `predictions/` where they are
+            kept, and `comparison.json`, `.md` and `.svg`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def record_file(self, run: Run) -> Path:
+        """What a run found, or why it failed."""
+        return self.path / "runs" / f"{run.name}.json"
+
+    def training_dir(self, run: Run) -> Path:
+        """Where a run is trained."""
+        return self.path / "training" / run.name
+
+    def predictions_file(self, run: Run) -> Path:
+        """Probabilities and target of a run's test split."""
+        return self.path / "predictions" / f"{run.name}.npz"
+
+    def record(self, run: Run) -> Record | None:
+        """What a run left, or None if it has not ended yet."""
+        path = self.record_file(run)
+        return _read(path) if path.exists() else None
+
+    def records(self) -> list[Record]:
+        """What every run left, by name."""
+        return [_read(path) for path in sorted((self.path / "runs").glob("*.json"))]
+
+    def earlier(self) -> dict[str, Any] | None:
+        """The comparison that was made of the runs so far.
+
+        Raises:
+            TrainingError: The folder holds other things.
+        """
+        if (self.path / COMPARISON_FILE).is_file():
+            earlier: dict[str, Any] = _read(self.path / COMPARISON_FILE)
+            return earlier
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise TrainingError(f"{self.path} is not empty and holds no comparison. Give another folder by --out.")
+        return None
+
+    def is_done(self, run: Run) -> bool:
+        """Whether nothing is left to do for a run; a rate at which training diverged has been tried."""
+        record = self.record(run)
+        return record is not None and ("failed" not in record or (run.is_search and is_diverged(record)))
+
+    def check(self, plan: Plan, runs: list[Run]) -> None:
+        """Refuse runs that were made, or begun, with another recipe.
+
+        Raises:
+            TrainingError: Names the first of them and the difference.
+        """
+        for run in runs:
+            record = self.record(run)
+            path = self.record_file(run)
+            if record is None or "failed" in record:
+                path = self.training_dir(run)
+                if not (path / JOB_FILE).is_file():
+                    continue
+                record = _read(path / JOB_FILE)["record"]
+            if changed := differences(record["recipe"], plan.recipe_of(run)):
+                raise TrainingError(
+                    f"{path} was made with another recipe: {', '.join(changed)}. Go on with the recipe as it was, delete what "
+                    "is to be made anew, or give another folder by --out."
+                )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep a second comparison out of the folder.
+
+        Raises:
+            TrainingError: One is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / ".lock"
+        with lock.open("w") as file:
+            with suppress(ModuleNotFoundError):  # Windows has none
+                import fcntl
+
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise TrainingError(
+                        f"another msrn compare is at work in {self.path}. Wait for it, or give another folder by --out."
+                    ) from None
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.rmdir()  # where nothing came of it
+
+    def clear(self, run: Run) -> None:
+        """Remove checkpoints and bundle of a run."""
+        shutil.rmtree(self.training_dir(run), ignore_errors=True)
+        with suppress(OSError):
+            self.training_dir(run).parent.rmdir()
+
+
+def is_diverged(record: Record) -> bool:
+    """Whether a run failed because its loss became NaN or infinite, as it would again."""
+    return bool(record.get("diverged"))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}. Delete it; the run will be made anew.") from None
