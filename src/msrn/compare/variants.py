@@ -39,7 +39,8 @@ HEADS = _named(
         Variant("avg_pool", "average pooling", ("model.head=avg_pool",)),
         Variant("max_pool", "max pooling", ("model.head=max_pool",)),
         Variant("csra", "CSRA", ("model.head=csra",)),
-        Variant("ml_gcn", "ML-GCN", ("model.head=ml_gcn",)),
+        # Edges by the published rule, as its paper has them.
+        Variant("ml_gcn", "ML-GCN", ("model.head=ml_gcn", "labels.rule=threshold", "labels.threshold=0.4")),
         Variant("ml_decoder", "ML-Decoder", ("model.head=ml_decoder",)),
         Variant("msrn_published", "MSRN as published", ("model.head=msrn", "model.preset=published")),
         Variant(REFERENCE, "MSRN", _DEFAULT_MSRN),
@@ -61,7 +62,7 @@ ABLATIONS = _named(
         _msrn_with("graph_identity", "identity graph", "labels.rule=identity"),
         _msrn_with("graph_published", "published graph", "labels.rule=threshold", "labels.threshold=0.4"),
         _msrn_with(VECTORS_FILE, "word vectors from a file"),  # labels.vectors=FILE is added where it is given
-        _msrn_with("vectors_learned", "learned vectors", "labels.vectors=learned"),
+        _msrn_with("vectors_learned", "learned vectors", "model.learn_vectors=true"),
         _msrn_with("classifier_joint", "joint classifier", "model.classifier=joint"),
         _msrn_with("attention_label", "attention a label", "model.attention=label"),
     ]
