@@ -115,6 +115,13 @@ def test_a_head_whose_search_failed_is_not_trained_at_a_rate_that_others_searche
     assert started(folder) == ["msrn-seed0-search-lr0.3", "msrn-seed0", "msrn-seed1"]
 
 
+def test_what_was_kept_stays_when_more_is_asked_for(folder: ComparisonFolder) -> None:
+    run(folder, replace(PLAN, num_seeds=1), keep=True)
+    run(folder)
+    kept = sorted(path.name for path in (folder.path / "training").iterdir())
+    assert kept == sorted([*SEARCHES, *FINALS[:2]])
+
+
 def test_several_at_a_time(folder: ComparisonFolder) -> None:
     run(folder, num_jobs=3)
     names = started(folder)

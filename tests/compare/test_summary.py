@@ -1,12 +1,13 @@
 """What runs say together, against NumPy, and how it is told."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from records import make_record
 
-from msrn.compare import HEADS, Plan, build_comparison, frame_of
+from msrn.compare import ABLATIONS, HEADS, Plan, build_comparison, frame_of
 from msrn.compare.report import check_splits
 from msrn.compare.summary import best_rates, markdown, note_lines, summarise, table_rows
 from msrn.errors import DataError, MSRNError
@@ -94,6 +95,12 @@ def test_the_table_has_the_best_first_and_the_notes_what_is_missing(comparison: 
     assert "sha256 " + "ab" * 8 in page
     assert "- unknown: unknown labels enter no metric\n- pretraining: none\n- epoch: chosen by validation mAP" in page
     assert page.count("\n| ") == 4
+
+
+def test_ablations_at_the_rate_of_msrn_are_said_in_one_line() -> None:
+    parts = (ABLATIONS["no_groups"], ABLATIONS["last_stage"])
+    notes = note_lines(build_comparison(frame_of(replace(PLAN, variants=(*PLAN.variants, *parts))), RECORDS))
+    assert "at the learning rate of msrn: without groups, last stage only" in notes
 
 
 def test_what_an_earlier_call_compared_stays(comparison: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from msrn.compare import ABLATIONS, HEADS, Variant, choose_variants, read_variants
-from msrn.compare.plan import Plan, Run
+from msrn.compare.plan import Plan, Run, drop_repeated
 from msrn.errors import RecipeError
 from msrn.recipes.schema import known_keys
 
@@ -31,6 +31,13 @@ def test_ablations_change_msrn_by_known_sections_and_take_its_rate() -> None:
         assert variant.rate_of == "msrn"
         assert variant.overrides[: len(HEADS["msrn"].overrides)] == HEADS["msrn"].overrides
         assert {text.partition(".")[0] for text in variant.overrides} <= sections
+
+
+@pytest.mark.parametrize("recipe", ["scenes", "voc2007-mobilenet"])
+def test_every_ablation_fits_and_is_not_msrn_itself(recipe: str) -> None:
+    chosen, _ = choose_variants([*HEADS], ablations=True, word_vectors="glove.safetensors")
+    plan = drop_repeated(Plan(recipe, (), tuple(chosen)))
+    assert plan.skipped == {}
 
 
 def test_chosen_by_name_without_repetition() -> None:

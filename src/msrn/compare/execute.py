@@ -83,10 +83,11 @@ class Executor:
 
     def _run_all(self, runs: list[Run]) -> None:
         pending = [run for run in runs if not self.folder.is_done(run)]
-        if not self.keep:
-            for run in runs:
-                if run not in pending:
-                    self.folder.clear(run)  # what a comparison that was killed could not clear
+        for run in runs:
+            if run in pending:
+                self.folder.record_file(run).unlink(missing_ok=True)  # a failure, which is tried again
+            elif not self.folder.is_kept(run):
+                self.folder.clear(run)  # what a comparison that was killed could not clear
         pool = ThreadPoolExecutor(self.num_jobs)
         try:
             for future in as_completed([pool.submit(self._run_one, run) for run in pending]):
@@ -109,7 +110,6 @@ class Executor:
             self._print(f"run {self._num_begun} of {num_all}: {run}{left}")
         training_dir, record_file = self.folder.training_dir(run), self.folder.record_file(run)
         training_dir.mkdir(parents=True, exist_ok=True)
-        record_file.unlink(missing_ok=True)  # a failure, which is tried again
         recipe = self.plan.recipe_of(run)
         record: Record = {
             "variant": run.variant.name,
@@ -123,6 +123,7 @@ class Executor:
         job = {
             "record": record,
             "recipe": recipe.model_dump(mode="json"),
+            "keep": self.keep,
             "run_dir": str((training_dir / "run").resolve()),
             "record_file": str(record_file.resolve()),
             "predictions": str(self.folder.predictions_file(run).resolve()) if keeps_predictions else None,

@@ -114,6 +114,11 @@ class ComparisonFolder:
                 with suppress(OSError):
                     self.path.rmdir()  # where nothing came of it
 
+    def is_kept(self, run: Run) -> bool:
+        """Whether checkpoints and bundle of a run were asked to stay."""
+        job_file = self.training_dir(run) / JOB_FILE
+        return job_file.is_file() and bool(_read(job_file).get("keep"))
+
     def clear(self, run: Run) -> None:
         """Remove checkpoints and bundle of a run."""
         shutil.rmtree(self.training_dir(run), ignore_errors=True)

@@ -222,6 +222,7 @@ def _rate_line(protocol: dict[str, Any]) -> str:
 def note_lines(comparison: dict[str, Any]) -> list[str]:
     """What a reader has to know beside the table."""
     lines = []
+    followers: dict[str, list[str]] = {}
     for variant in comparison["variants"].values():
         title = variant["title"]
         diverged = [f"{tried['lr']:g}" for tried in variant["search"] if tried["val_mAP"] is None]
@@ -234,7 +235,8 @@ def note_lines(comparison: dict[str, Any]) -> list[str]:
                 f"{title} is best at lr {variant['lr']:g}, the {variant['edge']} that was tried: beyond may be better; widen --lrs"
             )
         if variant["rate_from"] not in ("search", "recipe", "earlier"):
-            lines.append(f"{title} takes the learning rate of {variant['rate_from']}")
+            followers.setdefault(variant["rate_from"], []).append(title)
+    lines += [f"at the learning rate of {name}: {', '.join(titles)}" for name, titles in followers.items()]
     lines += [f"left out: {name}, {reason}" for name, reason in comparison["skipped"].items()]
     for failed in comparison["failed"]:
         what = f"search, lr {failed['lr']:g}" if failed["is_search"] else f"seed {failed['seed']}"
