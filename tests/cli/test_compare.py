@@ -14,7 +14,9 @@ import pytest
 from command_line import run
 from PIL import Image
 
+from msrn.compare import HEADS, Plan
 from msrn.metrics import evaluate_predictions
+from msrn.recipes.splits import read_splits
 
 LABELS = ("red", "green", "blue")
 TINY = [
@@ -108,6 +110,16 @@ def test_the_report_is_made_anew_from_the_runs(capsys, out: Path) -> None:
     assert (code, json.loads(printed)) == (0, before)
     assert (out / "comparison.md").exists()
     assert "average pooling" in said
+
+
+def test_a_try_sees_the_training_and_validation_images_of_the_final_runs(data: Path) -> None:
+    plan = Plan("scenes", (f"data.root={data}", "data.test=val"), (HEADS["msrn"],), rates=(0.1,))
+    tried, trained = (
+        read_splits(plan.recipe_of(run)).record() for run in (*plan.search_runs(), plan.final_runs({"msrn": 0.1})[0])
+    )
+    assert tried.keys() == {"train", "val"}
+    assert {name: trained[name] for name in tried} == tried
+    assert trained["test"]["split"] == "val"
 
 
 def test_a_dry_run_lists_the_runs_and_what_is_done(capsys, out: Path, data: Path, tmp_path: Path) -> None:

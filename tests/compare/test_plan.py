@@ -56,6 +56,17 @@ def test_a_try_reads_no_test_split_and_has_the_budget_of_tries() -> None:
     assert (tried.trainer.seed, trained.trainer.seed) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "val"), [((), "held_out"), (("data.test=null",), "auto"), (("data.test=test",), "auto")]
+)
+def test_a_try_chooses_by_the_images_of_the_final_runs_never_by_those_of_the_test(
+    overrides: tuple[str, ...], val: str
+) -> None:
+    plan = replace(PLAN, recipe="voc2007-mobilenet", overrides=overrides)  # whose test split is val
+    made = plan.recipe_of(plan.search_runs()[0])
+    assert (made.data.test, made.data.val) == (None, val)
+
+
 def test_a_variant_that_would_train_the_same_is_left_out() -> None:
     again = Variant("again", "again", (*MSRN.overrides, "model.csra_lambda=0.5"))  # a key that MSRN does not look at
     plan = drop_repeated(replace(PLAN, variants=(again, POOLED, MSRN, JOINT)))

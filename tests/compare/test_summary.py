@@ -82,6 +82,11 @@ def test_a_best_rate_at_the_edge_is_said(best: float, edge: str | None) -> None:
     assert any("widen --lrs" in line for line in note_lines(made)) == (edge is not None)
 
 
+def test_no_rate_is_the_best_before_all_are_tried() -> None:
+    made = build_comparison(frame_of(PLAN), [make_record("msrn", 0, 0.5, lr=0.3, is_search=True)])
+    assert (made["variants"]["msrn"]["lr"], made["variants"]["msrn"]["edge"]) == (None, None)
+
+
 def test_the_table_has_the_best_first_and_the_notes_what_is_missing(comparison: dict[str, Any]) -> None:
     assert [row[:3] for row in table_rows(comparison)] == [
         ["MSRN", "64.2 ± 9.7", ""],

@@ -54,6 +54,7 @@ class Executor:
         self._lock = threading.Lock()
         self._is_stopped = False
         self._num_begun = 0
+        self._today: list[Record] = []
 
     def check(self) -> None:
         """Read the data, and refuse runs that were made with another recipe or on other images.
@@ -65,8 +66,8 @@ class Executor:
         records = self.folder.records()
         finals = self.plan.final_runs(best_rates(records))
         self.folder.check(self.plan, [*self.plan.search_runs(), *finals])
-        splits = read_splits(self.plan.base, self.console).record()
-        check_splits([*records, {"splits": splits}])
+        self._today = [{"splits": read_splits(self.plan.base, self.console).record()}]
+        check_splits([*records, *self._today])
 
     def run(self) -> None:
         """Search the learning rates, then train every variant with every seed.
@@ -92,6 +93,7 @@ class Executor:
         try:
             for future in as_completed([pool.submit(self._run_one, run) for run in pending]):
                 future.result()
+                check_splits([*self.folder.records(), *self._today])
                 self.after_run()
         except BaseException:
             with self._lock:

@@ -97,6 +97,10 @@ class Plan:
             overrides.append(f"optimizer.lr={run.lr!r}")
         if run.is_search:
             overrides.append("data.test=null")
+            if self.base.data.val == "auto" and self.base.data.test == "val":
+                overrides.append(
+                    "data.val=held_out"
+                )  # what the final runs choose by: 'auto' would take the test split here
             if self.search_epochs is not None:
                 overrides.append(f"trainer.max_epochs={self.search_epochs}")
         return load_recipe(self.recipe, overrides)

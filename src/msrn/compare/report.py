@@ -63,7 +63,8 @@ def build_comparison(frame: dict[str, Any], records: Sequence[Record]) -> dict[s
     variants = {}
     for name, own in frame["variants"].items():
         tries = sorted((one for one in records if one["variant"] == name and one["is_search"]), key=_rate)
-        lr = summary[name]["lr"] if name in summary else rates.get(name)
+        is_searched = set(own["rates"]) <= {one["lr"] for one in tries}
+        lr = summary[name]["lr"] if name in summary else rates.get(name) if is_searched else None
         variants[name] = {
             **{key: own[key] for key in ("title", "overrides", "rate_from", "rates")},
             "lr": lr,
