@@ -282,11 +282,8 @@ def test_the_loaded_model_gives_what_the_command_prints(capsys, bundle, data):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (
-            KeyboardInterrupt(),
-            130,
-            "stopped by Ctrl-C. A run keeps its last finished epoch; go on with it by --resume.",
-        ),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C. A run keeps its last checkpoint; go on with it by --resume."),
+        (SystemExit(143), 143, "stopped by SIGTERM. A run keeps its last checkpoint; go on with it by --resume."),
         (OSError(28, "No space left on device", "/disk/x"), 1, "/disk/x: No space left on device. Check that the path"),
     ],
 )
@@ -414,3 +411,44 @@ def test_a_file_name_in_another_encoding_is_predicted_too(capsys, bundle, data, 
     out = tmp_path / "tags.jsonl"
     assert run(capsys, "predict", bundle, tmp_path, "--json", out)[0] == 0
     assert json.loads(out.read_text())["path"].endswith(name)
+
+
+# Finders
+
+
+def test_train_finds_a_learning_rate_and_draws_it(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "scenes", f"data.root={data}", *TINY, "trainer.accelerator=cpu", "--find", "lr"]
+    code, out, err = run(capsys, *arguments, "--json", "-", "--picture", "lr.svg")
+    assert code == 0, err
+    found = json.loads(out)
+    assert 1e-6 < found["optimizer.lr"] < 10
+    assert len(found["rates"]) == len(found["losses"]) > 10
+    assert "loss fell fastest at optimizer.lr=" in err
+    assert "optimizer.lr" in (tmp_path / "lr.svg").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["lr.svg"]
+
+
+def test_train_finds_a_batch_size(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "scenes", f"data.root={data}", *TINY, "trainer.accelerator=cpu", "--find", "batch_size"]
+    code, out, err = run(capsys, *arguments, "--json", "found.json")
+    assert code == 0, err
+    assert "largest that could be trained with: data.batch_size=8" in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["data.batch_size"] == 8
+    assert list(found["images_per_s"]) == ["2", "4", "8"]
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--picture", "lr.png"], "--picture lr.png goes with --find lr. Leave it out."),
+        (["--find", "batch_size", "--picture", "lr.png"], "--picture lr.png goes with --find lr. Leave it out."),
+        (["--find", "lr", "--out", "runs/x"], "--find keeps no run. Leave --out, --resume and --dry-run out."),
+        (["--find", "lr", "--picture", "lr.pdf"], "Give a name that ends in .svg or .png."),
+    ],
+)
+def test_find_refuses_what_does_not_go_with_it(capsys, options, words):
+    check_error(run(capsys, "train", "scenes", *options), words)

@@ -1,12 +1,7 @@
 """A recipe carried out: which images are used for what, what the run folder holds, and how a run goes on."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -352,25 +347,6 @@ def test_every_head_shares_the_protocol(data: Path, tmp_path: Path, head: str, n
     predictor = Predictor(bundle, device="cpu")
     assert len(predictor.predict(data / "test-0.png", top_k=3)[0].labels) == 3
     assert evaluate(predictor, open_source(data).read("test"))["mAP"] == pytest.approx(result.test["mAP"])
-
-
-@pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_result(finished: Any, data: Path, tmp_path: Path) -> None:
-    """As by a power cut: SIGKILL at any moment after the first epoch."""
-    overrides = [*TINY, "trainer.max_epochs=6", "trainer.gradient_clip=null", f"data.root={data}"]
-    once = train_recipe(make_recipe(data, "trainer.max_epochs=6"), tmp_path / "once")
-    run_dir = tmp_path / "killed"
-    command = [sys.executable, "-m", "msrn.cli.main", "train", "scenes", *overrides, "--out", str(run_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (run_dir / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (run_dir / "bundle").exists()
-    again = train_recipe(make_recipe(data, "trainer.max_epochs=6"), run_dir, resume=True)
-    assert (again.best_epoch, again.best_mAP, again.test) == (once.best_epoch, once.best_mAP, once.test)
-    weights, expected = (load_file(folder / "model.safetensors") for folder in (again.bundle_dir, once.bundle_dir))
-    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
 
 
 # Counting memory instead of training

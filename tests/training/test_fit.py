@@ -1,6 +1,5 @@
-"""The training run: what the optimizer sees, which epoch is chosen, and that a resumed run ends as if never stopped."""
+"""The training run: what the optimizer sees, which epoch is chosen, and what is left where something goes wrong."""
 
-import csv
 import io
 import math
 import os
@@ -13,132 +12,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
+from tiny_training import (
+    LABELS,
+    PREPROCESSING,
+    Spy,
+    StoppedError,
+    forget,
+    make_module,
+    make_spy,
+    read_rows,
+    run,
+    stop_at,
+)
 from torch import Tensor
 
 from msrn.data import LabelledImages
 from msrn.data.loader import EpochSampler, ImageDataset, build_loader
-from msrn.data.transforms import Preprocessing, TrainTransform
+from msrn.data.transforms import TrainTransform
 from msrn.errors import NonFiniteLossError, TrainingError
-from msrn.labels import LabelGraph
-from msrn.models import build_msrn
 from msrn.training import (
-    FitResult,
-    MSRNModule,
     OptimizerSettings,
     ScheduleSettings,
-    TrainerSettings,
-    fit,
     multilabel_soft_margin_loss,
 )
-
-LABELS = ("red", "green", "blue", "warm")
-PREPROCESSING = Preprocessing((32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    """Sixteen pictures whose labels can be seen in their colour."""
-    folder = tmp_path_factory.mktemp("colours")
-    rng = np.random.default_rng(0)
-    paths, rows = [], []
-    for number in range(16):
-        present = rng.random(3) < 0.5
-        pixels = rng.integers(0, 90, (32, 32, 3)) + 150 * present
-        path = folder / f"{number}.png"
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-        paths.append(path)
-        rows.append([*present, present[0] and not present[2]])
-    return LabelledImages(tuple(paths), np.array(rows, dtype=np.int8), LABELS, "train")
-
-
-def make_module(images: LabelledImages, *, freeze: bool = False, drop_path: float = 0.0, **options: Any) -> MSRNModule:
-    torch.manual_seed(0)
-    backbone: dict[str, Any] = {
-        "backbone": "resnet10t",
-        "backbone_options": {"channels": [8, 8, 16, 16], "drop_path_rate": drop_path},
-    }
-    graph = LabelGraph.from_target(torch.from_numpy(images.target), LABELS)
-    model = build_msrn(graph, dim=8, freeze_batch_norm=freeze, **backbone)
-    defaults = {"optimizer": OptimizerSettings("adamw", lr=3e-3, backbone_factor=1.0), "image_paths": images.paths}
-    return MSRNModule(model, LABELS, **{**defaults, **options})
-
-
-def run(
-    images: LabelledImages,
-    run_dir: Path,
-    *,
-    epochs: int = 3,
-    workers: int = 0,
-    batch_size: int = 4,
-    gradient_clip: float | None = None,
-    resume: bool = False,
-    module: MSRNModule | None = None,
-    val: LabelledImages | None = None,
-    console: Console | None = None,
-    trainer: dict[str, Any] | None = None,
-    **options: Any,
-) -> FitResult:
-    loader = build_loader(
-        images,
-        TrainTransform(PREPROCESSING, crop_scale=(0.7, 1.0)),
-        batch_size=batch_size,
-        num_workers=workers,
-        shuffle=True,
-        seed=3,
-    )
-    val_loader = build_loader(val or images, PREPROCESSING, batch_size=8)
-    settings = TrainerSettings(epochs, gradient_clip=gradient_clip, accelerator="cpu", seed=3, **(trainer or {}))
-    module = module or make_module(images, **options)
-    return fit(module, settings, loader, val_loader, run_dir, resume=resume, console=console)
-
-
-def read_rows(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def last_weights(run_dir: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return state
-
-
-class Spy(MSRNModule):
-    """Calls `before_step` with its epoch and batch index before every training step."""
-
-    before_step: Callable[[int, int], None] = staticmethod(lambda epoch, batch: None)
-    seen: list[tuple[int, list[int]]]
-
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        self.before_step(self.current_epoch, batch_index)
-        if not hasattr(self, "seen"):
-            self.seen = []
-        self.seen.append((self.current_epoch, batch["index"].tolist()))
-        return super().training_step(batch, batch_index)
-
-
-def make_spy(images: LabelledImages, **options: Any) -> Spy:
-    module = make_module(images, **options)
-    module.__class__ = Spy
-    assert isinstance(module, Spy)
-    return module
-
-
-def stop_at(epoch: int, batch: int, error: type[BaseException]) -> Callable[[int, int], None]:
-    def stop(at_epoch: int, at_batch: int) -> None:
-        if (at_epoch, at_batch) == (epoch, batch):
-            raise error
-
-    return stop
-
-
-def forget(module: MSRNModule) -> None:
-    """All logits of a label become the same, so that the epoch cannot be the best."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
-
 
 # Learning
 
@@ -285,132 +182,6 @@ def test_augmentation_differs_between_epochs(
     assert sum(first != second for first, second in keys.values()) > 8
 
 
-# Resuming
-
-
-class StoppedError(Exception):
-    """What stops a run in these tests."""
-
-
-@pytest.mark.parametrize("error", [StoppedError, KeyboardInterrupt])
-def test_resumed_run_ends_as_if_never_stopped(
-    images: LabelledImages, tmp_path: Path, error: type[BaseException]
-) -> None:
-    options: dict[str, Any] = {"drop_path": 0.3, "schedule": ScheduleSettings("cosine", warmup_steps=5)}
-    once = run(images, tmp_path / "once", epochs=4, **options)
-    assert len({row["val/mAP"] for row in once.rows}) > 1
-
-    handler = signal.getsignal(signal.SIGINT)
-    module = make_spy(images, **options)
-    module.before_step = stop_at(2, 2, error)
-    torch.manual_seed(12345)  # whatever the state of the process
-    with pytest.raises(error):
-        run(images, tmp_path / "twice", epochs=4, module=module)
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert len(read_rows(tmp_path / "twice")) == 2
-    torch.manual_seed(54321)
-    moved = (tmp_path / "twice").rename(tmp_path / "moved")
-    twice = run(images, moved, epochs=4, resume=True, **options)
-
-    for name, value in last_weights(tmp_path / "once").items():
-        assert torch.equal(value, last_weights(moved)[name]), name
-    assert (twice.best_epoch, twice.best_mAP) == (once.best_epoch, once.best_mAP)
-    assert all(torch.equal(value, twice.state_dict[name]) for name, value in once.state_dict.items())
-    timing = {"images_per_s", "seconds"}
-    for row, expected in zip(read_rows(moved), read_rows(tmp_path / "once"), strict=True):
-        assert {k: v for k, v in row.items() if k not in timing} == {
-            k: v for k, v in expected.items() if k not in timing
-        }
-    assert all(row["seconds"] < 600 for row in twice.rows)
-    assert twice.seconds == pytest.approx(sum(row["seconds"] for row in twice.rows))
-
-
-@pytest.mark.parametrize(
-    ("settings", "workers", "starts"),
-    [
-        ({"checkpoint_steps": 1}, 1, (9, 13, 23)),
-        ({"checkpoint_steps": 2, "accumulate": 3, "ema_decay": 0.9, "precision": "bf16-mixed"}, 0, (8, 11, 22)),
-        ({"ema_decay": 0.9, "accumulate": 2}, 0, (8, 8, 16)),
-    ],
-    ids=["every step", "accumulation and average", "whole epochs"],
-)
-def test_run_stopped_within_epochs_ends_as_if_never_stopped(
-    images: LabelledImages, tmp_path: Path, settings: dict[str, Any], workers: int, starts: tuple[int, ...]
-) -> None:
-    """Eight batches an epoch; the run is stopped three times and goes on from these batches."""
-    options: dict[str, Any] = {"epochs": 3, "batch_size": 2, "workers": workers, "trainer": settings}
-    kind: dict[str, Any] = {"drop_path": 0.3, "schedule": ScheduleSettings("cosine", warmup_steps=5)}
-    whole = make_spy(images, **kind)
-    once = run(images, tmp_path / "once", module=whole, **options)
-    spies = []
-    for number, stop in enumerate([(1, 1), (1, 5), (2, 7)]):
-        spies.append(make_spy(images, **kind))
-        spies[-1].before_step = stop_at(*stop, StoppedError)
-        torch.manual_seed(number)  # whatever the state of the process
-        with pytest.raises(StoppedError):
-            run(images, tmp_path / "often", module=spies[-1], resume=number > 0, **options)
-    spies.append(make_spy(images, **kind))
-    often = run(images, tmp_path / "often", module=spies[-1], resume=True, **options)
-
-    assert same(last_weights(tmp_path / "once"), last_weights(tmp_path / "often"))
-    assert same(once.state_dict, often.state_dict)
-    assert without_times(often.rows) == without_times(once.rows)
-    checkpoints = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("once", "often")
-    ]
-    for key in ("epoch", "global_step", "loops", "lr_schedulers"):
-        assert checkpoints[0][key] == checkpoints[1][key], key
-    # What was done before a checkpoint is neither read nor trained again.
-    seen = [spy.seen for spy in spies[1:]]
-    assert seen == [whole.seen[start : start + len(part)] for start, part in zip(starts, seen, strict=True)]
-    assert len(seen[-1]) == 24 - starts[-1]
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in ("images_per_s", "seconds")} for row in rows]
-
-
-def test_best_score_survives_resuming(images: LabelledImages, tmp_path: Path) -> None:
-    module = make_spy(images)
-
-    def forget_and_stop(epoch: int, batch: int) -> None:
-        if epoch >= 2:
-            forget(module)
-        stop_at(3, 1, StoppedError)(epoch, batch)
-
-    module.before_step = forget_and_stop
-    with pytest.raises(StoppedError):
-        run(images, tmp_path, epochs=4, module=module)
-    before = [float(row["val/mAP"]) for row in read_rows(tmp_path)]
-    assert len(before) == 3  # epoch 2 is kept in last.ckpt though it was no better
-    assert max(before[:2]) > before[2]
-    resumed = make_spy(images)
-    resumed.before_step = lambda epoch, batch: forget(resumed)
-    result = run(images, tmp_path, epochs=4, resume=True, module=resumed)
-    scores = [row["val/mAP"] for row in result.rows]
-    assert scores[:3] == before
-    assert (result.best_epoch, result.best_mAP) == (int(np.argmax(scores)), max(scores))
-
-
-def test_finished_run_can_be_resumed(images: LabelledImages, tmp_path: Path) -> None:
-    once = run(images, tmp_path, epochs=2)
-    module = make_spy(images)
-    again = run(images, tmp_path, epochs=2, resume=True, module=module)
-    assert not hasattr(module, "seen")
-    assert again.rows == once.rows
-    assert (again.best_epoch, again.best_mAP) == (once.best_epoch, once.best_mAP)
-    assert all(torch.equal(value, again.state_dict[name]) for name, value in once.state_dict.items())
-
-
-def test_nothing_to_resume(images: LabelledImages, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"holds no checkpoints/last\.ckpt to resume from"):
-        run(images, tmp_path, resume=True)
-
-
 # Losses that are not finite
 
 
@@ -517,6 +288,17 @@ def check_interrupts(images: LabelledImages, tmp_path: Path) -> None:
         run(images, tmp_path, module=module)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_is_told_to_end_is_not_taken_for_a_finished_one(images: LabelledImages, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    module = make_spy(images)
+    module.before_step = lambda epoch, batch: os.kill(os.getpid(), signal.SIGTERM) if (epoch, batch) == (1, 1) else None
+    with pytest.raises(SystemExit) as stop:
+        run(images, tmp_path, module=module)
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert len(read_rows(tmp_path)) == 1
 
 
 def test_fit_is_quiet(images: LabelledImages, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,11 @@ import msrn
 from msrn.cli import compare, data, demo, evaluate, import_published, labels, predict, train
 from msrn.errors import MSRNError
 
-# The exit code that Typer turns Ctrl-C into.
-STOPPED = 130
+# The exit codes that Typer turns Ctrl-C into, and training SIGTERM.
+STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
 # How to go on with a command that was stopped; the others start anew.
 AFTER_STOP = {
-    "train": " A run keeps its last finished epoch; go on with it by --resume.",
+    "train": " A run keeps its last checkpoint; go on with it by --resume.",
     "demo": " Start it again: it goes on where it stopped.",
     "compare": " Start it again: it goes on where it stopped.",
 }
@@ -59,9 +59,9 @@ def main() -> None:
     except MSRNError as error:
         _fail(" ".join(str(error).split()))
     except SystemExit as stop:
-        if stop.code != STOPPED:
+        if not isinstance(stop.code, int) or stop.code not in STOPPED:
             raise
-        _fail(f"stopped by Ctrl-C.{AFTER_STOP.get(sys.argv[1], '')}", code=STOPPED)
+        _fail(f"stopped by {STOPPED[stop.code]}.{AFTER_STOP.get(sys.argv[1], '')}", code=stop.code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check that the path is right, writable and has space left.")

@@ -1,7 +1,7 @@
 """`msrn train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from msrn.recipes.dry_run import DryRun
+    from msrn.recipes.schema import Recipe
 
 EPILOG = """Examples:
 
@@ -20,7 +21,9 @@ EPILOG = """Examples:
 
   msrn train my-recipe.yaml --out runs/mine --resume
 
-  msrn train my-recipe.yaml data.batch_size=64 --dry-run"""
+  msrn train my-recipe.yaml data.batch_size=64 --dry-run
+
+  msrn train my-recipe.yaml --find lr --picture lr.png"""
 
 
 def train(
@@ -34,16 +37,29 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try a few batches, keep nothing: FLOPs, memory, time, largest batch.")
     ] = False,
+    find: Annotated[
+        Literal["lr", "batch_size"] | None,
+        typer.Option(help="Keep nothing: find optimizer.lr or data.batch_size by a short trial.", show_default=False),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --find lr: draw its curve, as .svg or .png.", show_default=False),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; '-' prints it.")
     ] = None,
 ) -> None:
     """Train a model by a recipe: best epoch by validation mAP, test split read once, a bundle at the end."""
     from msrn.cli.output import make_console, print_evaluation
+    from msrn.errors import MSRNError
     from msrn.files import write_json
     from msrn.recipes import load_recipe
     from msrn.recipes.run import train_recipe
 
+    if picture is not None and find != "lr":
+        raise MSRNError(f"--picture {picture} goes with --find lr. Leave it out.")
+    if find is not None and (resume or dry_run or out is not None):
+        raise MSRNError("--find keeps no run. Leave --out, --resume and --dry-run out.")
     loaded = load_recipe(recipe, overrides or [])
     console = make_console(json_file)
     if dry_run:
@@ -54,6 +70,9 @@ def train(
         if json_file is not None:
             write_json(json_file, run.to_dict())
         return
+    if find is not None:
+        print_found(console, loaded, find, picture, json_file)
+        return
     result = train_recipe(loaded, out or Path("runs") / loaded.name, resume=resume, console=console)
     console.print(f"best epoch {result.best_epoch + 1}, validation mAP {100 * result.best_mAP:.2f}", highlight=False)
     if result.test is not None:
@@ -63,6 +82,44 @@ def train(
     if json_file is not None:
         summary = {"bundle": str(result.bundle_dir), "best_epoch": result.best_epoch, "val_mAP": result.best_mAP}
         write_json(json_file, {**summary, "test": result.test, "training": result.training})
+
+
+def print_found(
+    console: "Console",
+    recipe: "Recipe",
+    find: Literal["lr", "batch_size"],
+    picture: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Find a learning rate or a batch size, and print, draw and write what was found."""
+    from msrn.cli.output import check_outputs
+    from msrn.files import write_json
+    from msrn.recipes.find import find_recipe_batch_size, find_recipe_learning_rate
+    from msrn.report.label_graph import check_picture
+    from msrn.report.learning_rate import save_learning_rate_curve
+
+    check_outputs(recipe.data.root, **{"--json": json_file, "--picture": picture})
+    if picture is not None:
+        check_picture(picture)
+    if find == "lr":
+        curve = find_recipe_learning_rate(recipe, console=console)
+        found = {"optimizer.lr": curve.suggestion, "rates": list(curve.rates), "losses": list(curve.losses)}
+        console.print(
+            f"loss fell fastest at optimizer.lr={curve.suggestion:.2g} ({len(curve.rates)} steps, "
+            f"{curve.rates[0]:.2g} to {curve.rates[-1]:.2g}; the backbone at {recipe.optimizer.backbone_factor:g} of it)",
+            highlight=False,
+        )
+        if picture is not None:
+            save_learning_rate_curve(curve.rates, curve.losses, curve.suggestion, picture)
+            console.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        sizes = find_recipe_batch_size(recipe, console=console)
+        found = {"data.batch_size": sizes.suggestion, "images_per_s": sizes.images_per_s}
+        for size, rate in sizes.images_per_s.items():
+            console.print(f"  {size:>6} images a batch   {rate:.1f} images/s", highlight=False)
+        console.print(f"largest that could be trained with: data.batch_size={sizes.suggestion}", highlight=False)
+    if json_file is not None:
+        write_json(json_file, {"recipe": recipe.name, **found})
 
 
 def print_dry_run(console: "Console", run: "DryRun") -> None:

@@ -30,6 +30,7 @@ RECIPE_FILE = "recipe.yaml"
 SPLITS_FILE = "splits.json"
 HELD_OUT_FILE = "held_out.txt"
 METRICS_FILE = "metrics.csv"
+TENSORBOARD_DIR = "tensorboard"
 CHECKPOINT_DIR = "checkpoints"
 BUNDLE_DIR = "bundle"
 TEST_FILE = "test.json"
@@ -83,7 +84,8 @@ def train_recipe(
         if not _has_checkpoint(run_dir) and not (run_dir / BUNDLE_DIR).exists():  # nothing to resume or to look at
             for name in (RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE):
                 (run_dir / name).unlink(missing_ok=True)
-            shutil.rmtree(run_dir / CHECKPOINT_DIR, ignore_errors=True)
+            for name in (CHECKPOINT_DIR, TENSORBOARD_DIR):
+                shutil.rmtree(run_dir / name, ignore_errors=True)
             with suppress(OSError):
                 run_dir.rmdir()
         raise

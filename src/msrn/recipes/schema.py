@@ -272,6 +272,8 @@ class TrainerRecipe(Section):
     checkpoint_steps: PositiveInt | None = Field(
         None, description="Steps between checkpoints within an epoch, for long epochs; null keeps finished epochs only."
     )
+    tensorboard: bool = Field(False, description="Write curves for TensorBoard into the run folder.")
+    log_steps: PositiveInt = Field(10, description="Steps between two points of those curves.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning's precision.")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where to train.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, order and augmentation.")

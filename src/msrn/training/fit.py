@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -24,9 +25,12 @@ from msrn.training.meter import Meter
 from msrn.training.module import MSRNModule
 from msrn.training.progress import progress_callbacks
 from msrn.training.table import EpochTable
+from msrn.training.tensorboard import TensorBoardCurves
 from msrn.training.watch import StopEarly, WarnWhenStuck, chance_mean_average_precision
 
 DeviceType = Literal["cpu", "cuda"]
+# The exit code of a run that was told to end, as shells know it: 128 + SIGTERM.
+TERMINATED = 143
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class TrainerSettings:
         ema_decay: Decay of a moving average of the weights, which is validated and kept in their stead; None keeps none.
         early_stopping: Epochs without a better validation mAP after which a run stops; None trains all epochs.
         checkpoint_steps: Steps of the optimizer between checkpoints within an epoch; None keeps finished epochs only.
+        tensorboard: Write curves for TensorBoard.
+        log_steps: Steps of the optimizer between two points of those curves.
         precision: Lightning's name of a precision, as in "32-true" or "bf16-mixed".
         accelerator: "auto", "cpu" or "gpu".
         seed: Seed of weights, order and augmentation.
@@ -51,6 +57,8 @@ class TrainerSettings:
     ema_decay: float | None = None
     early_stopping: int | None = None
     checkpoint_steps: int | None = None
+    tensorboard: bool = False
+    log_steps: int = 10
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0
@@ -93,9 +101,10 @@ def fit(
 ) -> FitResult:
     """Train and return the weights of the best epoch by validation mAP.
 
-    `run_dir/checkpoints` keeps `best.ckpt` and `last.ckpt`, `run_dir/metrics.csv` a row an epoch. With `resume`, weights,
-    optimizer, schedule, average, best score and table go on from `last.ckpt`, within an epoch too; order, augmentation and dropout
-    depend on seed, epoch and batch alone. On a CPU a resumed run ends with the very weights of one that was never stopped.
+    `run_dir/checkpoints` keeps `best.ckpt` and `last.ckpt`, `run_dir/metrics.csv` a row an epoch and, where the settings ask for
+    them, `run_dir/tensorboard` curves. With `resume`, weights, optimizer, schedule, average, best score and table go on from
+    `last.ckpt`, within an epoch too; order, augmentation and dropout depend on seed, epoch and batch alone. On a CPU a resumed run
+    ends with the very weights of one that was never stopped.
 
     Raises:
         TrainingError: The loss is not finite, or there is nothing to resume from.
@@ -111,7 +120,7 @@ def fit(
             f"checkpoint_steps needs a loader that can begin within an epoch, got a {type(train_loader).__name__}. "
             "Build it with msrn.data.loader.build_loader, or leave checkpoint_steps out."
         )
-    training_device_type(trainer_settings)  # says so where a GPU is asked for and not there
+    check_precision(trainer_settings)
     if resume:
         try:
             torch.load(last, map_location="cpu", weights_only=True, mmap=True)
@@ -120,16 +129,7 @@ def fit(
                 f"{last} is damaged ({type(error).__name__}). Start the run anew with another --out."
             ) from None
     checkpoints = KeepCheckpoints(checkpoint_dir, every_steps=trainer_settings.checkpoint_steps)
-    # In this order: the table asks the meter, those who watch look at the table, and the checkpoint, which Lightning moves to the
-    # end, holds what all of them know.
-    callbacks: list[pl.Callback] = [SeedEveryStep(trainer_settings.seed), meter, table]
-    if trainer_settings.ema_decay is not None:
-        callbacks.append(AverageWeights(trainer_settings.ema_decay))
-    if trainer_settings.early_stopping is not None:
-        callbacks.append(StopEarly(table, trainer_settings.early_stopping))
-    if console is not None and isinstance(val_loader.dataset, ImageDataset):
-        callbacks.append(WarnWhenStuck(table, chance_mean_average_precision(val_loader.dataset.target), console))
-    callbacks += [*progress_callbacks(console, meter), checkpoints]
+    callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), checkpoints]
     with quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
             max_epochs=trainer_settings.max_epochs,
@@ -145,9 +145,7 @@ def fit(
             callbacks=callbacks,
             default_root_dir=run_dir,
         )
-        sampler = train_loader.sampler
-        if hasattr(sampler, "current_epoch"):
-            sampler.current_epoch = lambda: trainer.current_epoch
+        follow_epochs(train_loader, trainer)
         trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
     if checkpoints.best_epoch < 0:
         raise TrainingError(
@@ -166,6 +164,43 @@ def fit(
     )
 
 
+def _callbacks(
+    settings: TrainerSettings, table: EpochTable, meter: Meter, val_loader: DataLoader[Any]
+) -> Iterator[pl.Callback]:
+    """What goes on around the loop, in an order: the table asks the meter, and those who watch look at the table.
+
+    Lightning moves the checkpoints behind all of them: they hold what these know.
+    """
+    yield from (SeedEveryStep(settings.seed), meter, table)
+    if settings.ema_decay is not None:
+        yield AverageWeights(settings.ema_decay)
+    if settings.early_stopping is not None:
+        yield StopEarly(table, settings.early_stopping)
+    if settings.tensorboard:
+        yield TensorBoardCurves(table.path.parent / "tensorboard", table, meter, every_steps=settings.log_steps)
+    if table.console is not None:
+        if isinstance(val_loader.dataset, ImageDataset):
+            yield WarnWhenStuck(table, chance_mean_average_precision(val_loader.dataset.target), table.console)
+        yield from progress_callbacks(table.console, meter)
+
+
+def check_precision(settings: TrainerSettings) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        TrainingError: 16-mixed without a GPU, for which Lightning would take bf16-mixed; or the GPU that is asked for is not there.
+    """
+    is_cpu = training_device_type(settings) == "cpu" and not torch.backends.mps.is_available()
+    if settings.precision == "16-mixed" and is_cpu:
+        raise TrainingError("trainer.precision=16-mixed needs a GPU. On a CPU take bf16-mixed or 32-true.")
+
+
+def follow_epochs(loader: DataLoader[Any], trainer: pl.Trainer) -> None:
+    """Let the order of the images depend on the epoch that is trained."""
+    if hasattr(loader.sampler, "current_epoch"):
+        loader.sampler.current_epoch = lambda: trainer.current_epoch
+
+
 def training_device_type(settings: TrainerSettings) -> DeviceType:
     """Where these settings train; the GPUs of a Mac share its memory and count as CPU.
 
@@ -180,11 +215,13 @@ def training_device_type(settings: TrainerSettings) -> DeviceType:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C arrive: Lightning turns it into an exit and ignores it from then on."""
+    """Let signals arrive: Lightning ends without an error on either, and ignores Ctrl-C from then on."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if is_main else None
     try:
         yield
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise

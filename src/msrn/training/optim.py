@@ -49,17 +49,18 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     """The optimizer over the model's backbone and head, each with its learning rate."""
     groups = []
     for is_backbone, lr in ((True, settings.lr * settings.backbone_factor), (False, settings.lr)):
+        part = "backbone" if is_backbone else "head"
         named = [
             parameter
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and name.startswith("backbone.") == is_backbone
         ]
         if settings.name == "sgd":
-            groups.append({"params": named, "lr": lr, "weight_decay": settings.weight_decay})
+            groups.append({"name": part, "params": named, "lr": lr, "weight_decay": settings.weight_decay})
         else:
             for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
                 chosen = [parameter for parameter in named if (parameter.ndim > 1) == is_matrix]
-                groups.append({"params": chosen, "lr": lr, "weight_decay": decay})
+                groups.append({"name": part, "params": chosen, "lr": lr, "weight_decay": decay})
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=settings.lr)

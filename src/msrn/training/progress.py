@@ -58,6 +58,6 @@ class ProgressBar(pl.Callback):
         self.progress.stop()
 
 
-def progress_callbacks(console: Console | None, meter: Meter) -> list[pl.Callback]:
+def progress_callbacks(console: Console, meter: Meter) -> list[pl.Callback]:
     """A moving bar where someone watches a terminal; elsewhere the epoch lines are enough."""
-    return [ProgressBar(console, meter)] if console is not None and console.is_terminal else []
+    return [ProgressBar(console, meter)] if console.is_terminal else []

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from msrn.training.fit import TrainerSettings, quiet_lightning, training_device_type
+from msrn.training.fit import TrainerSettings, check_precision, quiet_lightning, training_device_type
 from msrn.training.meter import peak_memory_bytes
 from msrn.training.module import MSRNModule
 
@@ -59,9 +59,10 @@ def try_training(
         val_loader: Validation batches.
 
     Raises:
-        TrainingError: The settings ask for a GPU that PyTorch does not find.
+        TrainingError: The settings ask for a GPU that PyTorch does not find, or for a precision that the device does not have.
         NonFiniteLossError: The loss became NaN or infinite.
     """
+    check_precision(settings)
     clock = _Clock(settings.accumulate)
     if training_device_type(settings) == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,179 @@
+"""Runs killed at any moment go on to the very files of a run that never was."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msrn.recipes import load_recipe
+from msrn.recipes.run import train_recipe
+
+RECIPE = [
+    "data.size=[32,32]",
+    "data.batch_size=4",
+    "data.num_workers=1",
+    "model.backbone=resnet10t",
+    "model.backbone_options={channels: [8, 8, 16, 16], drop_path_rate: 0.2}",
+    "model.dim=8",
+    "optimizer.name=adamw",
+    "optimizer.lr=0.003",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=6",
+]
+VARIANTS = {
+    "whole epochs": ["trainer.early_stopping=4"],
+    "everything": ["trainer.checkpoint_steps=1", "trainer.accumulate=2", "trainer.ema_decay=0.9", "data.mixup=0.2"],
+}
+NUM_KILLS = 5
+TIMES = ("images_per_s", "seconds")
+
+
+def write_data(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    rows = ["path,labels,split"]
+    for split, count in (("train", 48), ("val", 12), ("test", 12)):
+        for number in range(count):
+            present = rng.random(3) < 0.5
+            pixels = rng.integers(0, 140, (40, 40, 3)) + 100 * present
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{split}-{number}.png")
+            labels = [name for name, is_there in zip(("red", "green", "blue"), present, strict=True) if is_there]
+            rows.append(f"{split}-{number}.png,{'|'.join(labels) or '[]'},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def start(data: Path, overrides: list[str], out: Path, *, resume: bool) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "msrn.cli.main", "train", "scenes", f"data.root={data}", *RECIPE, *overrides]
+    options = ["--out", str(out), *(["--resume"] if resume else [])]
+    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output.decode()
+
+
+def wait_until(process: subprocess.Popen[bytes], condition: Any) -> bool:
+    """Whether it became true before the process ended."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def files_of(run_dir: Path) -> dict[str, Any]:
+    """What has to be the same: weights, metrics and test result, times left out."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+    config = json.loads((run_dir / "bundle" / "config.json").read_text())
+    measured = ("train_seconds", "seconds_per_step", "images_per_s", "peak_memory_bytes")
+    return {
+        "weights": (run_dir / "bundle" / "model.safetensors").read_bytes(),
+        "rows": rows,
+        "test": json.loads((run_dir / "test.json").read_text()),
+        "training": {name: value for name, value in config["training"].items() if name not in measured},
+        "names": sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*")),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_run_killed_at_random_moments_ends_as_if_never_killed(tmp_path: Path, variant: str) -> None:
+    data, overrides = write_data(tmp_path / "data"), VARIANTS[variant]
+    began = time.monotonic()
+    finish(start(data, overrides, tmp_path / "once", resume=False))
+    whole = time.monotonic() - began
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    run_dir = tmp_path / "killed"
+    story = [f"seed {seed}"]
+    num_kills = 0
+    process = None
+    while True:
+        process = start(data, overrides, run_dir, resume=(run_dir / "recipe.yaml").exists())
+        if num_kills == NUM_KILLS:
+            break
+        # Most of the time of such a short run goes into starting: the clock starts where the folder is made or changed.
+        before = newest(run_dir)
+        wait_until(process, lambda before=before: newest(run_dir) > before)
+        moment = rng.uniform(0, whole / 4)
+        time.sleep(moment)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        num_kills += 1
+        story.append(f"killed {moment:.3f} s after its first file, with {sorted(p.name for p in run_dir.rglob('*'))}")
+    finish(process)
+    if num_kills < NUM_KILLS:
+        story.append(f"done after {num_kills} kills")
+    once, killed = files_of(tmp_path / "once"), files_of(run_dir)
+    for name, value in once.items():
+        assert killed[name] == value, (name, story)
+
+
+def newest(folder: Path) -> int:
+    times = []
+    for path in [folder, *folder.rglob("*")]:
+        try:
+            times.append(path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            continue
+    return max(times, default=0)
+
+
+MOMENTS = {
+    "as the recipe is written": ("write_json", "splits.json", 0),
+    "between best and last": ("replace", "last.ckpt", 1),
+    "as the bundle is written": ("save_file", "model.safetensors", 0),
+    "before the test result is written": ("write_json", "test.json", 0),
+}
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+import msrn.bundle.bundle, msrn.recipes.run, msrn.training.checkpoints
+name, file, passed = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
+owner = {"write_json": msrn.recipes.run, "save_file": msrn.bundle.bundle, "replace": Path}[name]
+real = getattr(owner, name)
+def deadly(*arguments, **options):
+    global passed
+    if any(str(argument).endswith(file) for argument in arguments):
+        if passed == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        passed -= 1
+    return real(*arguments, **options)
+setattr(owner, name, deadly)
+from msrn.cli.main import main
+main()
+"""
+
+
+def test_run_killed_where_files_are_put_in_place_ends_as_if_never_killed(tmp_path: Path) -> None:
+    """One run, killed at each of the moments in turn."""
+    overrides = [f"data.root={write_data(tmp_path / 'data')}", *RECIPE, "trainer.max_epochs=2", "data.num_workers=0"]
+    overrides += ["trainer.ema_decay=0.9", "trainer.checkpoint_steps=5"]
+    recipe = load_recipe("scenes", overrides)
+    train_recipe(recipe, tmp_path / "once")
+    run_dir = tmp_path / "killed"
+    arguments = ["train", "scenes", *overrides, "--out", str(run_dir)]
+    for what, (name, file, passed) in MOMENTS.items():
+        resume = ["--resume"] if (run_dir / "recipe.yaml").exists() else []
+        command = [sys.executable, "-c", KILLER, name, file, str(passed), *arguments, *resume]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, (what, done.stderr)
+    assert (run_dir / "bundle").exists()
+    train_recipe(recipe, run_dir, resume=True)
+    once, killed = files_of(tmp_path / "once"), files_of(run_dir)
+    for name, value in once.items():
+        assert killed[name] == value, name
