@@ -13,6 +13,9 @@ from msrn.data.loader import mix_seed
 
 BEST_FILE = "best.ckpt"
 LAST_FILE = "last.ckpt"
+# What is being written; a run that was killed at it leaves it behind.
+_PARTIAL_FILE = "partial.ckpt"
+_PARTIAL_BEST_FILE = "partial-best.ckpt"
 
 
 class KeepCheckpoints(Checkpoint):
@@ -34,6 +37,12 @@ class KeepCheckpoints(Checkpoint):
         self.kept = ""
         self._num_batches = 0
         self._step = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Remove what a killed run left half written."""
+        if trainer.is_global_zero:
+            for name in (_PARTIAL_FILE, _PARTIAL_BEST_FILE):
+                (self.folder / name).unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch so far and its score, what this checkpoint is in words, and how far it is in an unfinished epoch."""
@@ -71,12 +80,12 @@ class KeepCheckpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, what: str, *, is_best: bool) -> None:
         before, self.kept = self.kept, what
-        partial = self.folder / "partial.ckpt"
+        partial = self.folder / _PARTIAL_FILE
         try:
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 if is_best:
-                    copy = self.folder / "partial-best.ckpt"
+                    copy = self.folder / _PARTIAL_BEST_FILE
                     shutil.copyfile(partial, copy)
                     copy.replace(self.folder / BEST_FILE)
                 # Best before last: a run that is killed in between repeats the epoch and finds the same score.
