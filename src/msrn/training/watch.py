@@ -77,6 +77,8 @@ class WarnWhenStuck(pl.Callback):
         """What there is to say after these epochs; the same thing is said once.
 
         Example:
+            >>> from pathlib import Path
+            >>> from msrn.training.meter import Meter
             >>> watch = WarnWhenStuck(EpochTable(Path("metrics.csv"), Meter()), 0.3, Console())
             >>> watch.warning([0.3, 0.31, 0.3])
             'val mAP is 31.00 after 3 epochs, where chance gives 30.00.'
