@@ -266,6 +266,27 @@ def loading_parts() -> str:
     return lines(["part", *parts], [*rows, ["hand over to the main process", *handed]])
 
 
+def recipes() -> str:
+    """What the recipes of the published data sets take, as counted."""
+    rows = []
+    for name, own in read("recipes").items():
+        height, _ = own["size"]
+        run_flops = own["run_flops"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{own['backbone'].partition('.')[0]}, {height} px",
+                f"{own['parameters'] / 1e6:.1f} M",
+                f"{own['flops_per_image'] / 1e9:.1f}",
+                f"{own['expected_bytes'] / 1e9:.1f} GB for {own['batch_size']}",
+                f"{own['epochs']} x {own['images']:,}",
+                f"{run_flops / 1e15:,.0f}" if run_flops > 1e15 else f"{run_flops / 1e15:.2f}",
+            ]
+        )
+    header = ["recipe", "backbone", "parameters", "GFLOPs an image", "memory of a step", "epochs x images", "PFLOPs a run"]
+    return lines(header, rows)
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -276,6 +297,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "memory": ("docs/attention.md", attention_memory),
     "takeover": ("docs/attention.md", attention_takeover),
     "training-memory": ("docs/memory.md", memory),
+    "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),
     "loading-parts": ("docs/data.md", loading_parts),
     "doctor": ("docs/data.md", doctor),

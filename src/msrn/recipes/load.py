@@ -22,6 +22,16 @@ def list_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
+def recipe_title(name: str) -> str:
+    """The first line of a recipe that comes with msrn: what it trains.
+
+    Example:
+        >>> recipe_title("scenes")
+        'MSRN on `scenes`, the generated data set: nothing to download.'
+    """
+    return _read_packaged(name).partition("\n")[0].removeprefix("# ")
+
+
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides like `optimizer.lr=0.05`, whose values are read as YAML.
 

@@ -2,13 +2,20 @@
 
 from typing import Any
 
-from msrn.recipes.load import list_recipes
+from msrn.recipes.load import list_recipes, recipe_title
 from msrn.recipes.schema import Recipe, Section
 
 _HEAD = """# Recipes
 
 A recipe is a YAML file; `msrn train RECIPE key=value ...` takes one by name or path and changes any key. Unknown keys are
-errors. Recipes that come with msrn: {names}. A run folder's `recipe.yaml` holds every key as it was used.
+errors. A run folder's `recipe.yaml` holds every key as it was used.
+
+| recipe | what it trains |
+|---|---|
+{recipes}
+
+Each opens with its command, where its data come from, what it takes and, where known, its mAP; [Training](training.md#recipes)
+has what they take side by side.
 
 This page is made from the program by `python -m msrn.recipes.reference`.
 """
@@ -16,7 +23,7 @@ This page is made from the program by `python -m msrn.recipes.reference`.
 
 def recipe_reference() -> str:
     """Markdown: a table a section, with each key's default and meaning."""
-    lines = [_HEAD.format(names=", ".join(f"`{name}`" for name in list_recipes()))]
+    lines = [_HEAD.format(recipes="\n".join(f"| `{name}` | {recipe_title(name)} |" for name in list_recipes()))]
     for name, field in Recipe.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
