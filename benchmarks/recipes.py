@@ -2,9 +2,9 @@
 
     python benchmarks/recipes.py --json benchmarks/results/recipes.json [RECIPE ...]
 
-For every recipe: parameters, FLOPs of an image forward, the memory of a training step as `msrn train RECIPE --dry-run` counts it on a CPU,
-and the FLOPs of a whole run, a training step taken as three forward passes. Recipes named on the command line are counted anew, all
-others stay.
+For every recipe: parameters, FLOPs of an image forward, the memory of a training step as `msrn train RECIPE --dry-run` counts
+it on a CPU, and the FLOPs of a whole run, a training step taken as three forward passes. Recipes named on the command line are
+counted anew, all others stay.
 """
 
 import argparse

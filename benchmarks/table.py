@@ -283,7 +283,15 @@ def recipes() -> str:
                 f"{run_flops / 1e15:,.0f}" if run_flops > 1e15 else f"{run_flops / 1e15:.2f}",
             ]
         )
-    header = ["recipe", "backbone", "parameters", "GFLOPs an image", "memory of a step", "epochs x images", "PFLOPs a run"]
+    header = [
+        "recipe",
+        "backbone",
+        "parameters",
+        "GFLOPs an image",
+        "memory of a step",
+        "epochs x images",
+        "PFLOPs a run",
+    ]
     return lines(header, rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,13 +98,30 @@ def test_training_leaves_recipe_metrics_checkpoints_and_bundle(bundle):
     assert (run_dir / "metrics.csv").read_text().count("\n") == 2
     assert (run_dir / "checkpoints" / "last.ckpt").is_file()
     assert "max_epochs: 1" in (run_dir / "recipe.yaml").read_text()
-    assert json.loads((run_dir / "test.json").read_text())["num_images"] == 6
+    test = json.loads((run_dir / "test.json").read_text())
+    assert (test["num_images"], test["protocol"]["images"]) == (6, 6)
+    assert test["protocol"]["read"] == "read once, after validation chose the epoch"
 
 
 def test_evaluate_writes_what_a_program_reads(capsys, bundle, data):
-    code, out, _ = run(capsys, "evaluate", bundle, "--data", data, "--split", "test", "--json", "-")
+    code, out, shown = run(capsys, "evaluate", bundle, "--data", data, "--split", "test", "--json", "-")
     report = json.loads(out)
     assert code == 0
+    protocol = report["protocol"]
+    assert (
+        protocol["sha256"]
+        == report["split_sha256"]
+        == json.loads((bundle.parent / "splits.json").read_text())["test"]["sha256"]
+    )
+    for line in (
+        f"split       test, 6 images, sha256 {protocol['sha256'][:12]}",
+        "resize      whole image to 32 x 32, bilinear, one view",
+        "threshold   0.5 for every label, fixed and not fitted",
+        "pretraining none",
+        "seed        0",
+        "epoch       1, chosen by validation mAP on split val",
+    ):
+        assert line in shown
     names = ["mAP", *(f"{name}{top}" for top in ("", "_top3") for name in ("CP", "CR", "CF1", "OP", "OR", "OF1"))]
     names += ["coverage_error", "label_ranking_average_precision", "ranking_loss"]
     assert all(isinstance(report[name], float) for name in names)
@@ -349,6 +367,13 @@ def test_a_dry_run_says_what_fits_and_makes_no_folder(capsys, data, tmp_path):
     assert f"{report['expected_bytes'] / 1e9:.3f} GB, with what the allocator keeps" in printed
     assert "the batch fits; the largest that fits is data.batch_size=12, all training images" in printed
     assert report["fits"] is True
+    trial = report["trial"]
+    assert (
+        f"tried: loss {trial['loss']:.4f}, {trial['step_s']:.2f} s a batch, reading included (median of 2 after"
+        in printed
+    )
+    assert re.search(r"an epoch: .* \(batches: 3, and \d of validation\); the run: .* \(epochs: 1\)", printed)
+    assert f"{report['flops_per_image'] / 1e9:.2f} GFLOPs" in printed
     assert not out.exists()
     assert json.loads(run(capsys, "train", "scenes", *overrides, "--dry-run", "--json", "-")[1])["largest_batch"] == 12
 
@@ -371,6 +396,7 @@ def test_a_dry_run_says_what_to_do_about_a_batch_that_does_not_fit(capsys, data,
     assert code == 0
     for word in words:
         assert word in printed
+    assert ("no batch was tried" in printed) == (free is not None)
 
 
 def test_a_dry_run_finds_the_errors_of_a_run(capsys, tmp_path):

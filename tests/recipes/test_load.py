@@ -65,7 +65,7 @@ def test_an_empty_file_is_the_default_recipe(file: Path) -> None:
 
 def test_unknown_name_gets_the_nearest_and_the_list() -> None:
     with pytest.raises(
-        RecipeError, match=r"no recipe is named 'voc207'\. Did you mean 'voc2007.*'\? There are: photos, scenes,"
+        RecipeError, match=r"no recipe is named 'voc207'\. Did you mean 'voc2007.*'\? There are: apparel, "
     ):
         load_recipe("voc207")
     with pytest.raises(RecipeError, match=r"no recipe is named 'qqq'\. There are: "):
@@ -145,7 +145,7 @@ def test_sections_that_are_no_sections(file: Path, text: str) -> None:
 
 def test_file_that_cannot_be_read(file: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"no recipe file .*mine\.yaml\. Give an existing YAML file or one of: photos, scenes,"
+        RecipeError, match=r"no recipe file .*mine\.yaml\. Give an existing YAML file or one of: apparel, "
     ):
         load_recipe(file)
     file.write_bytes(b"\xff\xfe\x00")

@@ -366,6 +366,12 @@ def test_dry_run_counts_and_leaves_nothing(data: Path, tmp_path: Path, monkeypat
     assert (run.estimate.batch_size, run.estimate.device_type, run.num_images) == (8, "cpu", 24)
     assert run.largest_batch == 24  # no batch holds more than all training images
     assert run.estimate.expected_bytes < run.free_bytes
+    assert run.trial is not None
+    assert run.trial.timed_batches == 2  # of three
+    assert (run.num_batches, run.num_val_batches) == (3, 1)
+    assert run.epoch_seconds == run.trial.epoch_seconds(3, 1)
+    assert run.run_seconds == 2 * run.epoch_seconds
+    assert run.num_flops > 10**5
     assert json.loads(json.dumps(run.to_dict()))["largest_batch"] == 24
     assert list(tmp_path.iterdir()) == []
     assert files_of(data) == before
@@ -376,6 +382,7 @@ def test_largest_batch_of_a_dry_run_is_one_that_fits(data: Path, free_memory: An
     free_memory(dry_run(recipe).estimate.expected_bytes - 1_000_000)
     run = dry_run(recipe)
     assert not run.fits
+    assert (run.trial, run.epoch_seconds, run.run_seconds) == (None, None, None)  # nothing was tried
     assert 0 < run.largest_batch < 20
     taken = [
         dry_run(make_recipe(data, "data.size=[64,64]", f"data.batch_size={size}")).estimate.expected_bytes
@@ -395,6 +402,7 @@ def test_dry_run_where_memory_is_unknown_or_short(
     free_memory(free)
     run = dry_run(make_recipe(data))
     assert (run.fits, run.largest_batch) == (fits, largest)
+    assert (run.trial is None) == (fits is False)
 
 
 def test_dry_run_reads_no_weights_but_misses_the_file(data: Path, tmp_path: Path) -> None:

@@ -152,8 +152,8 @@ def print_dry_run(console: "Console", run: "DryRun") -> None:
                 if trial.peak_bytes is None
                 else [f"  held at most             {_gigabytes(trial.peak_bytes)}, {_whose(device)}"]
             ),
-            f"an epoch: {_duration(run.epoch_seconds)} ({run.num_batches} batches, {run.num_val_batches} of validation); "
-            f"the run: {_duration(run.run_seconds)} ({recipe.trainer.max_epochs} epochs)",
+            f"an epoch: {_duration(run.epoch_seconds)} (batches: {run.num_batches}, and {run.num_val_batches} of validation); "
+            f"the run: {_duration(run.run_seconds)} (epochs: {recipe.trainer.max_epochs})",
         ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 

@@ -88,7 +88,7 @@ def _pretraining(training: dict[str, Any], model: dict[str, Any]) -> str:
     backbone = model.get("backbone")
     if model.get("weights"):
         return f"{backbone} from {model['weights']}"
-    return f"{backbone} as timm has it" if model.get("pretrained") else "none"
+    return f"{backbone}, weights of timm" if model.get("pretrained") else "none"
 
 
 def _origin(training: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from msrn.errors import TrainingError
 from msrn.training.fit import TrainerSettings, check_precision, quiet_lightning, training_device_type
 from msrn.training.meter import peak_memory_bytes
 from msrn.training.module import MSRNModule
@@ -59,7 +60,8 @@ def try_training(
         val_loader: Validation batches.
 
     Raises:
-        TrainingError: The settings ask for a GPU that PyTorch does not find, or for a precision that the device does not have.
+        TrainingError: The settings ask for a GPU that PyTorch does not find, for a precision that the device does not have, or
+            for more memory than the GPU has.
         NonFiniteLossError: The loss became NaN or infinite.
     """
     check_precision(settings)
@@ -83,7 +85,12 @@ def try_training(
             enable_progress_bar=False,
             callbacks=[clock],
         )
-        trainer.fit(module, train_loader, val_loader)
+        try:
+            trainer.fit(module, train_loader, val_loader)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                "the GPU's memory ran out in the first batches. Lower data.batch_size, or set trainer.precision=bf16-mixed."
+            ) from None
     warm_up, *timed = clock.batch_s
     step_s = statistics.median(timed) if timed else warm_up
     return Trial(clock.loss, warm_up, step_s, len(timed), clock.val_batch_s, peak_memory_bytes(module.device) or None)
