@@ -193,7 +193,7 @@ def protocol_lines(comparison: dict[str, Any]) -> list[str]:
     ]
     for use, split in protocol["splits"].items():
         lines.append(f"{use}: {split['images']} images of split '{split['split']}', sha256 {split['sha256'][:16]}")
-    lines += [f"{name}: {value}" for name, value in protocol["evaluation"].items()]
+    lines += [value if name == "read" else f"{name}: {value}" for name, value in protocol["evaluation"].items()]
     if protocol["chosen_by"]:
         lines.append(f"epoch: chosen by {protocol['chosen_by']}")
     lines.append(_rate_line(protocol))

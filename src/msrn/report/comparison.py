@@ -54,7 +54,8 @@ def _draw(comparison: dict[str, Any]) -> "Figure":
     figure = Figure(figsize=(13, 1.6 + 0.38 * max(6, len(names))), layout="constrained")
     dots, parameters, time = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
     for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        mean, std = (100 * (summary[name]["mAP"][key] or 0.0) for key in ("mean", "std"))
+        mean = 100 * (summary[name]["mAP"]["mean"] or 0.0)
+        std = None if summary[name]["mAP"]["std"] is None else 100 * summary[name]["mAP"]["std"]
         seeds = [100 * run["mAP"] for run in comparison["runs"] if run["variant"] == name]
         dots.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.35, markersize=7, markeredgewidth=0)
         dots.errorbar(mean, row, xerr=std, fmt="|", color=colour, markersize=13, capsize=3, linewidth=1.6)
@@ -79,6 +80,8 @@ def _scatter(
     axes: "Axes", summary: dict[str, Any], names: list[str], colours: list[str], key: str, unit: float, label: str
 ) -> None:
     """Means against what they cost, each with the number of its row."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
         x, y = summary[name][key] / unit, 100 * (summary[name]["mAP"]["mean"] or 0.0)
         axes.plot(x, y, "o", color=colour, markersize=15, markeredgecolor="white", zorder=3)
@@ -86,6 +89,9 @@ def _scatter(
     values = [summary[name][key] for name in names]
     if min(values) > 0 and max(values) > 4 * min(values):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.15)
     axes.set_xlabel(label)
     axes.set_ylabel("test mAP, %")
