@@ -20,7 +20,13 @@ and exits with 1; it never shows a traceback for these.
 
 
 class MSRNError(Exception):
-    """Base of every error that msrn raises on purpose."""
+    """Base of every error that msrn raises on purpose.
+
+    Attributes:
+        is_in_every_process: Whether all processes of a run raise it, so that only the first has to say it.
+    """
+
+    is_in_every_process = False
 
 
 class DataError(MSRNError):

@@ -57,9 +57,11 @@ def main() -> None:
     try:
         app()
     except MSRNError as error:
+        if error.is_in_every_process and not _is_first_process():
+            return  # the first one says it, and fails
         _fail(" ".join(str(error).split()))
     except SystemExit as stop:
-        if not isinstance(stop.code, int) or stop.code not in STOPPED:
+        if not isinstance(stop.code, int) or stop.code not in STOPPED or not _is_first_process():
             raise
         _fail(f"stopped by {STOPPED[stop.code]}.{AFTER_STOP.get(sys.argv[1], '')}", code=stop.code)
     except OSError as error:
@@ -73,6 +75,12 @@ def main() -> None:
             f"msrn did not expect this: {type(error).__name__}: {text[:400]}. Check data and settings; "
             "set MSRN_DEBUG=1 to see where it happened, and report it."
         )
+
+
+def _is_first_process() -> bool:
+    from msrn.processes import is_first_process  # PyTorch takes a while
+
+    return is_first_process()
 
 
 def _fail(message: str, *, code: int = 1) -> None:

@@ -21,6 +21,8 @@ EPILOG = """Examples:
 
   msrn train my-recipe.yaml --out runs/mine --resume
 
+  msrn train my-recipe.yaml trainer.devices=4
+
   msrn train my-recipe.yaml data.batch_size=64 --dry-run
 
   msrn train my-recipe.yaml --find lr --picture lr.png"""
@@ -53,6 +55,7 @@ def train(
     from msrn.cli.output import make_console, print_evaluation
     from msrn.errors import MSRNError
     from msrn.files import write_json
+    from msrn.processes import is_first_process
     from msrn.recipes import load_recipe
     from msrn.recipes.run import train_recipe
 
@@ -74,6 +77,8 @@ def train(
         print_found(console, loaded, find, picture, json_file)
         return
     result = train_recipe(loaded, out or Path("runs") / loaded.name, resume=resume, console=console)
+    if not is_first_process():
+        return
     console.print(f"best epoch {result.best_epoch + 1}, validation mAP {100 * result.best_mAP:.2f}", highlight=False)
     if result.test is not None:
         split = result.training["splits"]["test"]["split"]

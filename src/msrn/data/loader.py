@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, TypedDict
 
 import torch
@@ -16,6 +17,7 @@ from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
 from msrn.errors import MSRNError, UnreadableImageError
+from msrn.processes import rank_and_world_size
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
 _SLOTS_PER_WORKER = 3
@@ -38,29 +40,76 @@ class Batch(TypedDict):
 class EpochSampler(Sampler[tuple[int, int]]):
     """A new order each epoch, drawn from the seed and the epoch alone, so that a resumed run goes on as it would have.
 
+    Processes that train together deal the order out: of R processes, the k-th batches of B images are together the k-th batch of
+    R times B that one process would read. What does not fill batches of all processes is left out, unless there is no more.
+
     Args:
         num_images: Images N in the split.
         seed: Seed of the run.
+        batch_size: Images a batch B.
         current_epoch: Tells the epoch when an iteration starts.
 
     Attributes:
-        start: Images at the beginning of the order that an iteration leaves out.
+        start: Images at the beginning of this process' order that an iteration leaves out.
     """
 
-    def __init__(self, num_images: int, *, seed: int, current_epoch: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, num_images: int, *, seed: int, batch_size: int = 1, current_epoch: Callable[[], int] = lambda: 0
+    ) -> None:
         self.num_images = num_images
         self.seed = seed
+        self.batch_size = batch_size
         self.current_epoch = current_epoch
         self.start = 0
 
+    def _share(self) -> slice:
+        """This process' part of an order."""
+        rank, world_size = rank_and_world_size()
+        step = world_size * self.batch_size
+        return slice(rank, self.num_images // step * step or self.num_images, world_size)
+
     def __len__(self) -> int:
-        return self.num_images
+        return len(range(self.num_images)[self._share()])
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.current_epoch()
         generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-        order = torch.randperm(self.num_images, generator=generator)[self.start :].tolist()
+        order = torch.randperm(self.num_images, generator=generator)[self._share()][self.start :].tolist()
         return iter([(epoch, index) for index in order])
+
+
+class SharedOutBatches(Sampler[list[int]]):
+    """Every image once, dealt out over the processes that train together, in as many batches for each of them.
+
+    No image is repeated to make shares even, so that nothing is counted twice; batches of several processes may be smaller by one.
+
+    Args:
+        num_images: Images N in the split, at least one a process.
+        batch_size: Images a batch; in several processes at least 2.
+    """
+
+    def __init__(self, num_images: int, *, batch_size: int) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        _, world_size = rank_and_world_size()
+        greatest = -(-self.num_images // world_size)
+        return -(-greatest // self._most())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world_size = rank_and_world_size()
+        share = range(rank, self.num_images, world_size)
+        if world_size == 1:
+            yield from (list(share[at : at + self.batch_size]) for at in range(0, len(share), self.batch_size))
+            return
+        ends = [len(share) * number // len(self) for number in range(len(self) + 1)]
+        yield from (list(share[start:end]) for start, end in pairwise(ends))
+
+    def _most(self) -> int:
+        _, world_size = rank_and_world_size()
+        # Shares differ by one image at most: where batches hold two, no share is too small for as many batches as another.
+        return self.batch_size if world_size == 1 else max(2, self.batch_size)
 
 
 class ImageDataset(Dataset[Batch]):
@@ -208,6 +257,7 @@ def build_loader(
     batch_size: int,
     num_workers: int = 0,
     shuffle: bool = False,
+    is_shared_out: bool = False,
     seed: int = 0,
     current_epoch: Callable[[], int] = lambda: 0,
     min_size: tuple[int, int] | None = None,
@@ -220,7 +270,9 @@ def build_loader(
         transform: From an RGB image to a tensor.
         batch_size: Images a batch.
         num_workers: Processes that read images; 0 reads in this one.
-        shuffle: Draw a new order each epoch and drop a last batch that is not full, as training does.
+        shuffle: Draw a new order each epoch and drop a last batch that is not full, as training does; processes that train
+            together read a part each.
+        is_shared_out: Without `shuffle`, let processes that train together read a part each too; otherwise each of them reads all.
         seed: Seed of order and transforms.
         current_epoch: Tells the epoch when an iteration starts.
         min_size: Least (height, width) the transform needs, see `ImageDataset`; a `TrainTransform` tells its own.
@@ -233,12 +285,16 @@ def build_loader(
     batches = None
     if is_forked and isinstance(transform, Preprocessing | TrainTransform):
         with suppress(OSError, OverflowError, MemoryError):
-            batches = SharedBatches(_SLOTS_PER_WORKER * num_workers, batch_size, transform.size)
+            batches = SharedBatches(_SLOTS_PER_WORKER * num_workers, max(2, batch_size), transform.size)
+    order: dict[str, Any] = {"batch_size": batch_size}
+    if shuffle:
+        sampler = EpochSampler(len(images), seed=seed, batch_size=batch_size, current_epoch=current_epoch)
+        order["sampler"] = sampler
+    elif is_shared_out:
+        order = {"batch_sampler": SharedOutBatches(len(images), batch_size=batch_size)}
     return ImageLoader(
         BatchDataset(images, transform, batches=batches, seed=seed, min_size=min_size, cache=cache),
-        batch_size=batch_size,
-        sampler=EpochSampler(len(images), seed=seed, current_epoch=current_epoch) if shuffle else None,
-        drop_last=shuffle and len(images) >= batch_size,
+        **order,
         collate_fn=_keep,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

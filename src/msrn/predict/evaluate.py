@@ -80,7 +80,8 @@ def evaluate(
     Raises:
         UnreadableImageError: An image of the split cannot be read.
     """
-    metrics = MultilabelMetrics(predictor.label_names)
+    # The first of several processes that have trained evaluates alone: it must not ask the others.
+    metrics = MultilabelMetrics(predictor.label_names, sync_on_compute=False)
     for probs, target in predictor.probs_of_split(images, batch_size=batch_size, num_workers=num_workers):
         metrics.update(probs, target)
         if progress is not None:

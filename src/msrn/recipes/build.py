@@ -26,7 +26,9 @@ from msrn.training import (
     MultilabelLoss,
     OptimizerSettings,
     ScheduleSettings,
+    TrainerSettings,
     free_memory_bytes,
+    planned_processes,
 )
 
 
@@ -115,7 +117,7 @@ def build_loaders(
         min_size=min_size,
         cache_bytes=_cache_bytes(recipe),
     )
-    return train_loader, build_loader(splits.val, preprocessing, **shared)
+    return train_loader, build_loader(splits.val, preprocessing, **shared, is_shared_out=True)
 
 
 def describe(
@@ -135,7 +137,14 @@ def describe(
             highlight=False,
             markup=False,
         )
-        num_steps = max(1, len(splits.train) // recipe.data.batch_size) * recipe.trainer.max_epochs
+        plan = planned_processes(TrainerSettings(**recipe.trainer.model_dump()))
+        batch_size = recipe.data.batch_size * plan.world_size
+        if plan.world_size > 1:
+            console.print(
+                f"{plan.world_size} processes ({plan.strategy}), {recipe.data.batch_size} images each: {batch_size} a batch",
+                highlight=False,
+            )
+        num_steps = max(1, len(splits.train) // batch_size) * recipe.trainer.max_epochs
         if recipe.schedule.warmup_steps >= num_steps:
             console.print(
                 f"warning: the warm-up takes {recipe.schedule.warmup_steps} steps and the whole run {num_steps}, so the learning "
@@ -158,4 +167,7 @@ def describe(
 def _cache_bytes(recipe: Recipe) -> int:
     """Memory for decoded images; none by default where the system does not tell how much there is."""
     cache_gb = recipe.data.cache_gb
-    return (free_memory_bytes("cpu") or 0) // 4 if cache_gb is None else int(1e9 * cache_gb)
+    if cache_gb is not None:
+        return int(1e9 * cache_gb)
+    plan = planned_processes(TrainerSettings(**recipe.trainer.model_dump()))
+    return (free_memory_bytes("cpu") or 0) // (4 * plan.devices)

@@ -17,6 +17,7 @@ from msrn.errors import DataError, RecipeError, TrainingError
 from msrn.files import remove_leftovers, write_json, write_text
 from msrn.models import count_parameters
 from msrn.predict import Predictor, evaluate, evaluation_protocol
+from msrn.processes import is_first_process
 from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe, start_from_bundle
 from msrn.recipes.load import load_recipe, save_recipe, without_paths
 from msrn.recipes.schema import Recipe
@@ -68,20 +69,27 @@ def train_recipe(
     `metrics.csv`, `checkpoints/`, `bundle/` (best epoch by validation mAP) and `test.json` where there is a test split. A run
     that fails before its first epoch has ended leaves nothing; one that is finished already is read back as it is.
 
+    Where several processes train, only the first writes, prints and looks at the test split; the others return without.
+
     Raises:
         TrainingError: The folder already holds a run and `resume` is not set, or the other way round, or the loss is not finite.
         DataError: The data cannot be read.
         ModelError: The model cannot be built.
     """
     run_dir = Path(run_dir)
-    _check_run_dir(recipe, run_dir, resume=resume)
+    is_first = is_first_process()
+    if is_first:
+        _check_run_dir(recipe, run_dir, resume=resume)
+    else:
+        console = None
     if resume and (finished := _finished_run(run_dir)) is not None:
         return finished
     splits = read_splits(recipe, console)
     try:
         return _train(recipe, splits, run_dir, console)
     except BaseException:
-        if not _has_checkpoint(run_dir) and not (run_dir / BUNDLE_DIR).exists():  # nothing to resume or to look at
+        has_anything = _has_checkpoint(run_dir) or (run_dir / BUNDLE_DIR).exists()  # to resume or to look at
+        if is_first and not has_anything:
             for name in (RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE):
                 (run_dir / name).unlink(missing_ok=True)
             for name in (CHECKPOINT_DIR, TENSORBOARD_DIR):
@@ -102,10 +110,11 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     has_checkpoint = _has_checkpoint(run_dir)
     if has_checkpoint:
         _check_same_splits(record | semantics, run_dir)
-    save_recipe(recipe, run_dir / RECIPE_FILE)
-    write_json(run_dir / SPLITS_FILE, record | semantics)
-    if splits.is_held_out:
-        write_text(run_dir / HELD_OUT_FILE, "".join(f"{name}\n" for name in relative_names(splits.val)))
+    if is_first_process():
+        save_recipe(recipe, run_dir / RECIPE_FILE)
+        write_json(run_dir / SPLITS_FILE, record | semantics)
+        if splits.is_held_out:
+            write_text(run_dir / HELD_OUT_FILE, "".join(f"{name}\n" for name in relative_names(splits.val)))
     describe(recipe, splits, model, graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     train_loader, val_loader = build_loaders(recipe, splits, preprocessing)
@@ -135,6 +144,8 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
         **({} if init_from is None else {"init_from": init_from}),
         "recipe": without_paths(recipe),  # a bundle is shared
     }
+    if not is_first_process():
+        return RunResult(run_dir, run_dir / BUNDLE_DIR, result.best_epoch, result.best_mAP, None, training)
     architecture = recipe.model.architecture()
     bundle = Bundle(model.eval(), graph.label_graph, architecture, preprocessing, training=training)
     bundle_dir = save_bundle(bundle, run_dir / BUNDLE_DIR)

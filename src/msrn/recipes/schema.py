@@ -72,14 +72,14 @@ class DataRecipe(Section):
     )
     mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="Mean of red, green and blue.")
     std: tuple[Rate, Rate, Rate] = Field(IMAGENET_STD, description="Standard deviation of red, green and blue.")
-    batch_size: PositiveInt = Field(32, description="Images a training batch.")
-    num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images.")
+    batch_size: PositiveInt = Field(32, description="Images a training batch, of each process.")
+    num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images, for each that trains.")
     reduced_decode: bool = Field(
         True, description="Decode large training JPEGs at 1/2, 1/4 or 1/8 where every crop stays as large as the input."
     )
     cache_gb: Annotated[float, Field(ge=0)] | None = Field(
         None,
-        description="GB of memory for decoded training images; a quarter of what is free by default, 0 keeps none.",
+        description="GB of memory for decoded training images, a process; a quarter of what is free by default, 0 keeps none.",
     )
 
     @model_validator(mode="after")
@@ -276,6 +276,19 @@ class TrainerRecipe(Section):
     log_steps: PositiveInt = Field(10, description="Steps between two points of those curves.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Lightning's precision.")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where to train.")
+    devices: PositiveInt | None = Field(
+        None, description="Processes of each machine; those that torchrun or SLURM has started, else 1, by default."
+    )
+    num_nodes: PositiveInt | None = Field(
+        None, description="Machines; those that torchrun or SLURM uses, else 1, by default."
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="With several processes: each holds the model ('ddp', as does 'auto') or, on GPUs, a part ('fsdp').",
+    )
+    sync_batch_norm: bool | None = Field(
+        None, description="Batch norms take the statistics of all processes' images; on GPUs by default, CPUs cannot."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, order and augmentation.")
 
 

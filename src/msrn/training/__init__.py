@@ -8,7 +8,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError("training needs Lightning: pip install 'msrn[train]'.") from error
 
-from msrn.training.fit import FitResult, TrainerSettings, fit, training_device_type
+from msrn.training.fit import FitResult, TrainerSettings, fit, planned_processes, training_device_type
 from msrn.training.losses import (
     LossSettings,
     MultilabelLoss,
@@ -40,6 +40,7 @@ __all__ = [
     "focal_loss",
     "free_memory_bytes",
     "multilabel_soft_margin_loss",
+    "planned_processes",
     "positive_weights",
     "training_device_type",
     "try_training",

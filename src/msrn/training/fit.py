@@ -21,6 +21,14 @@ from msrn.data.loader import ImageDataset, ImageLoader
 from msrn.errors import TrainingError
 from msrn.training.average import AverageWeights, averaged_weights
 from msrn.training.checkpoints import BEST_FILE, LAST_FILE, KeepCheckpoints, SeedEveryStep
+from msrn.training.distributed import (
+    ProcessPlan,
+    SameFolder,
+    StrategyName,
+    ending_together,
+    plan_processes,
+    synchronised_batch_norms,
+)
 from msrn.training.meter import Meter
 from msrn.training.module import MSRNModule
 from msrn.training.progress import progress_callbacks
@@ -48,6 +56,10 @@ class TrainerSettings:
         log_steps: Steps of the optimizer between two points of those curves.
         precision: Lightning's name of a precision, as in "32-true" or "bf16-mixed".
         accelerator: "auto", "cpu" or "gpu".
+        devices: Processes of each machine; None takes those that torchrun or SLURM has started, else 1.
+        num_nodes: Machines; None takes those on which torchrun or SLURM has started processes, else 1.
+        strategy: How several processes share the work: "ddp" (as does "auto"), or "fsdp" to shard the model over GPUs.
+        sync_batch_norm: Let batch norms take the statistics of all processes' images; None does so on GPUs.
         seed: Seed of weights, order and augmentation.
     """
 
@@ -61,6 +73,10 @@ class TrainerSettings:
     log_steps: int = 10
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | None = None
+    num_nodes: int | None = None
+    strategy: StrategyName = "auto"
+    sync_batch_norm: bool | None = None
     seed: int = 0
 
 
@@ -106,8 +122,12 @@ def fit(
     `last.ckpt`, within an epoch too; order, augmentation and dropout depend on seed, epoch and batch alone. On a CPU a resumed run
     ends with the very weights of one that was never stopped.
 
+    Where the settings ask for several processes, Lightning starts this program again for each of the others. All of them return
+    the same; only the first writes and prints. Loaders have to deal their images out, as those of `build_loader` do.
+
     Raises:
-        TrainingError: The loss is not finite, or there is nothing to resume from.
+        TrainingError: The loss is not finite, there is nothing to resume from, or there are too few GPUs or images for so many
+            processes.
     """
     checkpoint_dir = run_dir / "checkpoints"
     last = checkpoint_dir / LAST_FILE
@@ -121,6 +141,8 @@ def fit(
             "Build it with msrn.data.loader.build_loader, or leave checkpoint_steps out."
         )
     check_precision(trainer_settings)
+    plan = planned_processes(trainer_settings)
+    _check_processes(plan, trainer_settings, train_loader, val_loader)
     if resume:
         try:
             torch.load(last, map_location="cpu", weights_only=True, mmap=True)
@@ -132,12 +154,11 @@ def fit(
     callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), checkpoints]
     with quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
+            **{"accelerator": trainer_settings.accelerator, **plan.trainer_arguments()},
             max_epochs=trainer_settings.max_epochs,
             gradient_clip_val=trainer_settings.gradient_clip,
             accumulate_grad_batches=trainer_settings.accumulate,
             precision=trainer_settings.precision,
-            accelerator=trainer_settings.accelerator,
-            devices=1,
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -146,7 +167,8 @@ def fit(
             default_root_dir=run_dir,
         )
         follow_epochs(train_loader, trainer)
-        trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
+        with ending_together(trainer), synchronised_batch_norms(module.model, is_on=plan.sync_batch_norm):
+            trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
     if checkpoints.best_epoch < 0:
         raise TrainingError(
             "no epoch had a finite validation mAP. Give a validation split whose labels have positives."
@@ -171,7 +193,7 @@ def _callbacks(
 
     Lightning moves the checkpoints behind all of them: they hold what these know.
     """
-    yield from (SeedEveryStep(settings.seed), meter, table)
+    yield from (SameFolder(table.path.parent / "checkpoints"), SeedEveryStep(settings.seed), meter, table)
     if settings.ema_decay is not None:
         yield AverageWeights(settings.ema_decay)
     if settings.early_stopping is not None:
@@ -199,6 +221,37 @@ def follow_epochs(loader: DataLoader[Any], trainer: pl.Trainer) -> None:
     """Let the order of the images depend on the epoch that is trained."""
     if hasattr(loader.sampler, "current_epoch"):
         loader.sampler.current_epoch = lambda: trainer.current_epoch
+
+
+def planned_processes(settings: TrainerSettings) -> ProcessPlan:
+    """The processes that train under these settings.
+
+    Raises:
+        TrainingError: The settings ask for what this machine has not.
+    """
+    return plan_processes(
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        sync_batch_norm=settings.sync_batch_norm,
+        device_type=training_device_type(settings),
+    )
+
+
+def _check_processes(
+    plan: ProcessPlan, settings: TrainerSettings, train_loader: DataLoader[Any], val_loader: DataLoader[Any]
+) -> None:
+    """Every process needs images, and a model that is sharded cannot do all that others can."""
+    for name, loader in (("training", train_loader), ("validation", val_loader)):
+        num_images = len(loader.dataset)  # type: ignore[arg-type]
+        if num_images < plan.world_size:
+            raise TrainingError(
+                f"{plan.world_size} processes need an image each, there are {num_images} {name} images. Lower trainer.devices."
+            )
+    if plan.strategy == "fsdp" and settings.ema_decay is not None:
+        raise TrainingError(
+            "trainer.ema_decay needs a whole model in each process. Use trainer.strategy=ddp, or set it to null."
+        )
 
 
 def training_device_type(settings: TrainerSettings) -> DeviceType:

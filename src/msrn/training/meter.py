@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from msrn.machine import process_peak_bytes
@@ -128,6 +129,8 @@ class Meter(pl.Callback):
             if parameter.grad is not None
         ]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(trainer.strategy, FSDPStrategy):  # each process holds a part of every gradient
+            self.grad_norm = trainer.strategy.reduce(self.grad_norm**2, reduce_op="sum").sqrt()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add this batch."""

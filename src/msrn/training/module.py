@@ -6,12 +6,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from msrn.data.loader import Batch
 from msrn.data.mixing import BatchMixing
 from msrn.errors import NonFiniteLossError
 from msrn.metrics import MultilabelMetrics
 from msrn.models import MSRN
+from msrn.processes import rank_and_world_size
+from msrn.training.distributed import average_batch_norms, raise_together, share_of_mean
 from msrn.training.losses import multilabel_soft_margin_loss
 from msrn.training.optim import OptimizerSettings, ScheduleSettings, build_optimizer, build_schedule
 
@@ -59,6 +62,9 @@ class MSRNModule(pl.LightningModule):
         self.image_paths = image_paths
         self.val_image_paths = val_image_paths
         self.val_metrics = MultilabelMetrics(label_names)
+        self._val_error: NonFiniteLossError | None = None
+        # Now: a model that is sharded over processes shows pieces of its matrices only.
+        self._matrices = frozenset(name for name, parameter in model.named_parameters() if parameter.ndim > 1)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch; the label embeddings are computed once."""
@@ -72,13 +78,31 @@ class MSRNModule(pl.LightningModule):
             penalty = self.model.group_loss(label_groups, weight=self.group_loss_weight)
         else:
             logits, penalty = self.model(images), images.new_zeros(())
-        loss = self.loss(logits, target) + penalty
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                self._explain(f"the loss became {loss.item()}", "batch", batch_index, batch, logits)
-            )
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
+        loss = self.loss(logits, target)
+        total = loss + penalty
+        is_finite = torch.isfinite(total)
+        _, world_size = rank_and_world_size()
+        if world_size > 1:
+            share, can_go_on = share_of_mean(loss, target, is_finite)
+            if not can_go_on:
+                raise_together(
+                    None if is_finite else self._not_finite("loss", total, "batch", batch_index, batch, logits)
+                )
+            total = share + penalty  # the group loss is the same everywhere, and its mean too
+        elif not is_finite:
+            raise self._not_finite("loss", total, "batch", batch_index, batch, logits)
+        self.log("train/loss", total, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        return total
+
+    def on_after_backward(self) -> None:
+        """Let all processes go on with the same statistics; the backward pass needs those of its own."""
+        _, world_size = rank_and_world_size()
+        if world_size > 1:
+            average_batch_norms(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what went wrong before."""
+        self._val_error = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Collect the probabilities of one batch."""
@@ -86,16 +110,20 @@ class MSRNModule(pl.LightningModule):
         logits = self.model(images)
         loss = self.loss(logits, batch["target"])
         if not torch.isfinite(loss) or not torch.isfinite(logits).all():
-            raise NonFiniteLossError(
-                self._explain(
-                    f"the validation loss became {loss.item()}", "validation batch", batch_index, batch, logits
-                )
-            )
-        self.log("val/loss", loss, on_epoch=True, batch_size=len(images))
+            error = self._not_finite("validation loss", loss, "validation batch", batch_index, batch, logits)
+            _, world_size = rank_and_world_size()
+            if world_size == 1:
+                raise error
+            self._val_error = self._val_error or error  # the others are not asked before the end of the epoch
+            return
+        # A mean over the known labels of all batches of all processes.
+        known = int((batch["target"] >= 0).sum())
+        self.log("val/loss", loss, on_epoch=True, batch_size=known, sync_dist=True)
         self.val_metrics.update(logits.double().sigmoid(), batch["target"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics; NaN where no label has a positive."""
+        raise_together(self._val_error)
         report = self.val_metrics.compute()
         for name in VALIDATION_METRICS:
             value = report[name]
@@ -104,7 +132,7 @@ class MSRNModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule moved every step."""
-        optimizer = build_optimizer(self.model, self.optimizer_settings)
+        optimizer = build_optimizer(self.model, self.optimizer_settings, matrices=self._matrices)
         max_epochs = self.trainer.max_epochs or 1
         num_steps = int(self.trainer.estimated_stepping_batches)
         factor = build_schedule(
@@ -113,7 +141,20 @@ class MSRNModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _explain(self, what: str, kind: str, batch_index: int, batch: Batch, logits: Tensor) -> str:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of all gradients together, also where every process holds a part of each."""
+        sharded = self.trainer.strategy.model
+        if isinstance(sharded, FullyShardedDataParallel):
+            if gradient_clip_val is not None:
+                sharded.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _not_finite(
+        self, what: str, loss: Tensor, kind: str, batch_index: int, batch: Batch, logits: Tensor
+    ) -> NonFiniteLossError:
         """Where the numbers went wrong: images that are not finite themselves, else those with such logits, else the batch."""
         paths = self.val_image_paths if kind.startswith("validation") else self.image_paths
         # Batch norms spread what one image holds to the logits of all.
@@ -125,7 +166,8 @@ class MSRNModule(pl.LightningModule):
         images = f" (images {shown}{', ...' if len(rows) > 3 else ''})" if shown else ""
         kept = getattr(self.trainer.checkpoint_callback, "kept", "")
         kept = f"{kept} is kept in last.ckpt. " if kept else ""
-        return (
-            f"{what} in epoch {self.current_epoch + 1} of {self.trainer.max_epochs}, {kind} {batch_index + 1}{images}. {kept}"
+        epoch = f"epoch {self.current_epoch + 1} of {self.trainer.max_epochs}"
+        return NonFiniteLossError(
+            f"the {what} became {loss.item()} in {epoch}, {kind} {batch_index + 1}{images}. {kept}"
             "Lower optimizer.lr, set trainer.gradient_clip, or look at these images."
         )

@@ -1,12 +1,15 @@
 """Optimizers and learning-rate schedules from plain settings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+# What FSDP puts into the names of a model's parts that it shards.
+_SHARD = "_fsdp_wrapped_module."
 
 
 @dataclass(frozen=True)
@@ -45,21 +48,31 @@ class ScheduleSettings:
     step_factor: float = 0.1
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer over the model's backbone and head, each with its learning rate."""
-    groups = []
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, *, matrices: Collection[str] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over the model's backbone and head, each with its learning rate.
+
+    Args:
+        model: The model.
+        settings: Its settings.
+        matrices: Names of the parameters with two dimensions or more, where the model does not show them as they are.
+    """
+    if matrices is None:
+        matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    groups: list[dict[str, Any]] = []
     for is_backbone, lr in ((True, settings.lr * settings.backbone_factor), (False, settings.lr)):
         part = "backbone" if is_backbone else "head"
-        named = [
-            parameter
+        named = {
+            name.replace(_SHARD, ""): parameter
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and name.startswith("backbone.") == is_backbone
-        ]
+        }
         if settings.name == "sgd":
-            groups.append({"name": part, "params": named, "lr": lr, "weight_decay": settings.weight_decay})
+            groups.append({"name": part, "params": list(named.values()), "lr": lr, "weight_decay": settings.weight_decay})
         else:
             for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
-                chosen = [parameter for parameter in named if (parameter.ndim > 1) == is_matrix]
+                chosen = [parameter for name, parameter in named.items() if (name in matrices) == is_matrix]
                 groups.append({"name": part, "params": chosen, "lr": lr, "weight_decay": decay})
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
