@@ -1,12 +1,22 @@
 """What tests of several processes run in each of them: `torchrun two_processes.py FOLDER` trains every case in FOLDER."""
 
+import dataclasses
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    OptimStateKeyType,
+    StateDictType,
+)
 
 from msrn.data import LabelledImages
 from msrn.data.loader import build_loader
@@ -16,6 +26,7 @@ from msrn.labels import LabelGraph
 from msrn.models import build_msrn
 from msrn.processes import is_first_process
 from msrn.training import LossSettings, MSRNModule, MultilabelLoss, OptimizerSettings, TrainerSettings, fit
+from msrn.training.distributed import FSDPStrategy, ProcessPlan
 
 LABELS = ("red", "green", "blue", "warm")
 PREPROCESSING = Preprocessing((32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -50,10 +61,20 @@ def make_images(folder: Path, split: str, count: int, *, seed: int) -> LabelledI
     return LabelledImages(tuple(paths), np.array(rows), LABELS, split)
 
 
+class StoppedError(MSRNError):
+    """What stops a run in these tests."""
+
+
 class WatchedModule(MSRNModule):
-    """Keeps the gradients of its first step."""
+    """Keeps the gradients of its first step, and can be stopped."""
 
     gradients: dict[str, torch.Tensor] | None = None
+    stop_at: int | None = None
+
+    def on_train_epoch_start(self) -> None:
+        """Stop there."""
+        if self.current_epoch == self.stop_at:
+            raise StoppedError("stopped by the test")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keep them."""
@@ -62,7 +83,56 @@ class WatchedModule(MSRNModule):
             self.gradients = {name: value.grad.clone() for name, value in named if value.grad is not None}
 
 
-def train(folder: Path, out: Path, *, case: str, batch_size: int, devices: int | None = None) -> dict[str, Any]:
+class ShardOnCPU(FSDPStrategy):
+    """FSDP, which Lightning and PyTorch keep for GPUs: on a CPU it trains too, and only cannot offload its state."""
+
+    def _setup_model(self, model: Any) -> Any:
+        make = FullyShardedDataParallel.__init__
+        with mock.patch.object(FullyShardedDataParallel, "__init__", partialmethod(_with_cpu, make)):
+            return super()._setup_model(model)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole model."""
+        with self._whole():
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The whole state, with numbers for names."""
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        with self._whole():
+            state = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
+            return FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
+
+    def _whole(self) -> Any:
+        configs = FullStateDictConfig(offload_to_cpu=False), FullOptimStateDictConfig(offload_to_cpu=False)
+        return FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *configs)
+
+
+def _with_cpu(self: Any, make: Any, *args: Any, **options: Any) -> None:
+    make(self, *args, **{**options, "device_id": torch.device("cpu")})
+
+
+def sharded_plan(self: ProcessPlan) -> dict[str, Any]:
+    """The trainer's arguments of a plan, with FSDP as it is planned for GPUs."""
+    on_gpus = dataclasses.replace(self, strategy="fsdp", device_type="cuda")
+    planned = TRAINER_ARGUMENTS(on_gpus)
+    policy = planned["strategy"].kwargs["auto_wrap_policy"]
+    return {**planned, "strategy": ShardOnCPU(auto_wrap_policy=policy), "accelerator": "cpu"}
+
+
+TRAINER_ARGUMENTS = ProcessPlan.trainer_arguments
+
+
+def train(
+    folder: Path,
+    out: Path,
+    *,
+    case: str,
+    batch_size: int,
+    devices: int | None = None,
+    stop_at: int | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
     """Train one case; what came out of it, or the text of the error."""
     train_images = make_images(folder, "train", NUM_TRAIN, seed=0)
     val_images = make_images(folder, "val", NUM_VAL, seed=1)
@@ -89,13 +159,22 @@ def train(folder: Path, out: Path, *, case: str, batch_size: int, devices: int |
         image_paths=train_images.paths,
         val_image_paths=val_images.paths,
     )
+    module.stop_at = stop_at
     settings = TrainerSettings(
-        2, accelerator="cpu", devices=devices, seed=3, ema_decay=0.5 if case == "statistics" else None
+        2,
+        gradient_clip=0.5 if "clipped" in case else None,
+        accelerator="cpu",
+        devices=devices,
+        seed=3,
+        ema_decay=0.5 if case == "statistics" else None,
     )
     train_loader = build_loader(train_images, transform, batch_size=batch_size, shuffle=True, seed=3)
     val_loader = build_loader(val_images, val_transform, batch_size=2, is_shared_out=True)
+    is_sharded = "sharded" in case and devices is None
+    arguments = sharded_plan if is_sharded else TRAINER_ARGUMENTS
     try:
-        result = fit(module, settings, train_loader, val_loader, out / case)
+        with mock.patch.object(ProcessPlan, "trainer_arguments", arguments):
+            result = fit(module, settings, train_loader, val_loader, out / case, resume=resume)
     except MSRNError as error:
         return {"error": str(error), "is_in_every_process": error.is_in_every_process}
     timed = ("images_per_s", "seconds")
@@ -108,12 +187,23 @@ def train(folder: Path, out: Path, *, case: str, batch_size: int, devices: int |
     }
 
 
-CASES = ("frozen", "frozen asymmetric", "statistics", "poisoned validation", "poisoned training")
+CASES = (
+    "frozen",
+    "frozen asymmetric",
+    "frozen sharded clipped",
+    "frozen sharded stopped",
+    "statistics",
+    "poisoned validation",
+    "poisoned training",
+)
 
 
 if __name__ == "__main__":
     import os
 
     folder = Path(sys.argv[1])
-    results = {case: train(folder / case, folder, case=case, batch_size=4) for case in CASES}
+    results = {
+        case: train(folder / case, folder, case=case, batch_size=4, stop_at=1 if "stopped" in case else None)
+        for case in CASES
+    }
     torch.save(results, folder / f"rank{os.environ['RANK']}.pt")

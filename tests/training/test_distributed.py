@@ -1,6 +1,7 @@
 """Several processes train as one would that holds all images, and end together. They are real: torchrun starts two on this CPU."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,11 +50,16 @@ def test_two_processes_have_the_gradients_and_metrics_of_one_with_twice_the_batc
         assert two["gradients"].keys() == one["gradients"].keys()
         for name, gradient in one["gradients"].items():
             torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
-        for name, weight in one["weights"].items():
-            torch.testing.assert_close(two["weights"][name], weight, rtol=1e-3, atol=1e-5, msg=name)
-        assert len(two["rows"]) == len(one["rows"]) == 2
-        for row, expected in zip(two["rows"], one["rows"], strict=True):
-            assert row == pytest.approx(expected, rel=1e-4)
+        check_same_run(two, one)
+
+
+def check_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    assert len(found["rows"]) == len(expected["rows"]) == 2
+    for row, expected_row in zip(found["rows"], expected["rows"], strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-4)
 
 
 def test_unknown_labels_are_uneven_between_the_processes(results: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -242,9 +248,31 @@ def test_the_environment_tells_which_process_is_the_first(
 # Models of several GPUs, as far as a CPU can tell
 
 
+def test_a_sharded_model_trains_as_a_whole_one(results: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """Weights, metrics, the norm of all gradients and its clipping."""
+    folder, ranks = results
+    case = "frozen sharded clipped"
+    one = two_processes.train(folder / case, tmp_path, case=case, batch_size=8, devices=1)
+    assert min(row["train/grad_norm"] for row in one["rows"]) > 0.5
+    for found in ranks:
+        check_same_run(found[case], one)
+
+
+def test_one_process_goes_on_where_two_with_a_sharded_model_stopped(
+    results: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder, ranks = results
+    case = "frozen sharded stopped"
+    assert [found[case]["error"] for found in ranks] == ["stopped by the test"] * 2
+    shutil.copytree(folder / case / "checkpoints", tmp_path / "two" / case / "checkpoints")
+    options: dict[str, Any] = {"case": case, "batch_size": 8, "devices": 1}
+    resumed = two_processes.train(folder / case, tmp_path / "two", **options, resume=True)
+    check_same_run(resumed, two_processes.train(folder / case, tmp_path / "one", **options))
+
+
 def test_batch_norms_are_synchronised_for_a_while() -> None:
     """The activations that timm keeps in its batch norms stay."""
-    backbone = Backbone("mobilenetv2_100", num_stages=1, freeze_batch_norm=True)
+    backbone = Backbone("mobilenetv2_100", num_stages=1).eval()  # a CPU can synchronise no others
     images = torch.randn(2, 3, 32, 32)
     before, (expected,) = dict(backbone.named_modules()), backbone(images)
     with synchronised_batch_norms(backbone, is_on=True):
