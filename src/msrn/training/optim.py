@@ -69,7 +69,9 @@ def build_optimizer(
             if parameter.requires_grad and name.startswith("backbone.") == is_backbone
         }
         if settings.name == "sgd":
-            groups.append({"name": part, "params": list(named.values()), "lr": lr, "weight_decay": settings.weight_decay})
+            groups.append(
+                {"name": part, "params": list(named.values()), "lr": lr, "weight_decay": settings.weight_decay}
+            )
         else:
             for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
                 chosen = [parameter for name, parameter in named.items() if (name in matrices) == is_matrix]
