@@ -8,6 +8,7 @@ What it found is written to the job's file; a run that was killed goes on from i
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -87,6 +88,16 @@ def _val_mAP(path: Path) -> list[float]:
         return [float(row["val/mAP"]) for row in csv.DictReader(file)]
 
 
+def without_folders(text: str) -> str:
+    """A message for others to read: of every absolute path its last name; the log has it whole.
+
+    Example:
+        >>> without_folders("batch 15 (images /data/VOC/001.jpg, /data/VOC/002.jpg): see https://a.org/b/c or and/or")
+        'batch 15 (images 001.jpg, 002.jpg): see https://a.org/b/c or and/or'
+    """
+    return re.sub(r"(?<![\w/:.])/(?:[^\s/:,;()'\"]+/)+", "", text)
+
+
 def _end_with_parent() -> None:
     """End when the comparison does, however it ended: its end of our standard input closes with it."""
 
@@ -106,7 +117,7 @@ def main() -> None:
         record = carry_out(job)
     except Exception as error:
         traceback.print_exc()
-        text = " ".join(str(error).split())
+        text = without_folders(" ".join(str(error).split()))
         what = text if isinstance(error, MSRNError) else f"{type(error).__name__}: {text}"
         record = {**job["record"], "failed": what, "diverged": isinstance(error, NonFiniteLossError)}
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:  # of several processes one writes
