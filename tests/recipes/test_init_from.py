@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from msrn.bundle import load_bundle
-from msrn.errors import BundleError, ModelError
+from msrn.bundle import load_bundle, save_bundle
+from msrn.errors import BundleError, DataError, ModelError
 from msrn.recipes import Recipe, load_recipe
 from msrn.recipes.dry_run import dry_run
 from msrn.recipes.run import RunResult, train_recipe
@@ -90,6 +91,18 @@ def test_a_chained_run_goes_on_after_it_is_finished(first: RunResult, other_data
     recipe = make_recipe(other_data, f"model.init_from={first.bundle_dir}", "data.test=null")
     result = train_recipe(recipe, tmp_path / "run")
     assert train_recipe(recipe, tmp_path / "run", resume=True).training == json.loads(json.dumps(result.training))
+
+
+def test_a_run_goes_on_only_from_the_bundle_it_started_with(first: RunResult, other_data: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(first.bundle_dir, tmp_path / "start"))
+    recipe = make_recipe(other_data, f"model.init_from={start}", "data.test=null")
+    train_recipe(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "bundle")  # as if it had been killed before its end
+    bundle = load_bundle(start)
+    next(bundle.model.parameters()).data.zero_()
+    save_bundle(bundle, start)
+    with pytest.raises(DataError, match=r"different: bundle of model\.init_from"):
+        train_recipe(recipe, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("head", ["max_pool", "csra", "ml_gcn", "ml_decoder"])

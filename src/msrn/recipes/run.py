@@ -103,10 +103,13 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     graph = read_label_graph(recipe, splits)
     vectors = read_word_vectors(recipe, graph.label_graph)
     model = build_recipe_model(recipe, graph.label_graph, vectors)
+    init_from = start_from_bundle(recipe, model, graph.label_graph, vectors, console)
     record = splits.record()
     has_files = recipe.labels.graph is not None or recipe.labels.vectors is not None
     given_vectors = vectors if recipe.labels.vectors is not None else None
     semantics = {_SEMANTICS: {"sha256": semantics_hash(graph.label_graph, given_vectors)}} if has_files else {}
+    if init_from is not None:
+        semantics["bundle of model.init_from"] = {"sha256": init_from["sha256"]}
     has_checkpoint = _has_checkpoint(run_dir)
     if has_checkpoint:
         _check_same_splits(record | semantics, run_dir)
@@ -118,7 +121,6 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     describe(recipe, splits, model, graph, console)
     preprocessing = Preprocessing(recipe.data.size, recipe.data.mean, recipe.data.std)
     train_loader, val_loader = build_loaders(recipe, splits, preprocessing)
-    init_from = start_from_bundle(recipe, model, graph.label_graph, vectors, console)
     module = build_module(recipe, splits, model)
     settings = TrainerSettings(**recipe.trainer.model_dump())
     result = fit(module, settings, train_loader, val_loader, run_dir, resume=has_checkpoint, console=console)
