@@ -48,8 +48,9 @@ def test_learning_rate_is_found_and_nothing_is_left(
     )
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     curve = find_learning_rate(module, SETTINGS, make_loader(images, 8), num_steps=40)
-    assert 1e-6 < curve.suggestion < 10
-    assert curve.suggestion in curve.rates
+    assert 1e-4 < curve.suggestion < 1
+    assert curve.suggestion == pytest.approx(curve.lowest / 10)
+    assert min(curve.losses) == curve.losses[curve.rates.index(curve.lowest)] < curve.losses[0]
     assert len(curve.rates) == len(curve.losses) <= 40
     assert np.isfinite(curve.losses).all()
     assert list(curve.rates) == sorted(curve.rates)
@@ -61,24 +62,32 @@ def test_learning_rate_is_found_and_nothing_is_left(
     assert capfd.readouterr() == ("", "")
 
 
-def test_curve_ends_where_the_loss_diverges(images: LabelledImages) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_curve_holds_the_losses_and_ends_where_they_diverge(images: LabelledImages, accumulate: int) -> None:
     module = make_module(images, optimizer=OptimizerSettings("sgd", lr=0.01, backbone_factor=1.0))
-    scale = 0.0
+    number = 0
 
     def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        nonlocal scale
-        scale += 1
-        return logits.square().mean() * (float("nan") if scale > 25 else 1.0)
+        nonlocal number
+        number += 1
+        value = logits.sum() * 0 + (3 - 0.1 * number if number < 20 else 1 + 0.5 * (number - 20))
+        return value * float("nan") if number > 26 else value
 
-    module.loss = loss
-    curve = find_learning_rate(module, SETTINGS, make_loader(images, 8), num_steps=40)
-    assert 20 < len(curve.rates) <= 25
+    module.loss, module.group_loss_weight = loss, 0.0
+    settings = TrainerSettings(accelerator="cpu", accumulate=accumulate)
+    curve = find_learning_rate(module, settings, make_loader(images, 4), num_steps=40)
+    assert len(curve.rates) == 26 // accumulate
+    assert curve.losses[0] == pytest.approx(2.9 if accumulate == 1 else 2.85)
+    assert curve.losses[3] == pytest.approx(2.6 if accumulate == 1 else 2.25)  # means of a straight line
+    losses = list(curve.losses)
+    assert abs(losses.index(min(losses)) - 19 // accumulate) <= 3
 
 
-def test_too_few_steps_for_a_curve(images: LabelledImages) -> None:
+@pytest.mark.parametrize("value", [float("nan"), 1.0])
+def test_loss_that_never_falls(images: LabelledImages, value: float) -> None:
     module = make_module(images)
-    module.loss = lambda logits, target: logits.mean() * float("nan")
-    with pytest.raises(TrainingError, match="diverged before a learning rate could be found"):
+    module.loss, module.group_loss_weight = (lambda logits, target: logits.sum() * 0 + value), 0.0
+    with pytest.raises(TrainingError, match="the loss fell at no learning rate"):
         find_learning_rate(module, SETTINGS, make_loader(images, 8), num_steps=20)
 
 
@@ -105,6 +114,7 @@ def test_batch_size_is_searched_up_to_the_limit(images: LabelledImages, folder: 
     sizes = find_batch_size(make_module(images), SETTINGS, loader, at_most=9)
     assert sizes.suggestion == 8
     assert list(sizes.images_per_s) == [2, 4, 8]
+    assert sizes.images_per_s[sizes.fastest] == max(sizes.images_per_s.values())
     assert min(sizes.images_per_s.values()) > 0
     assert max(tried) <= 10  # the size after the last one is only asked for
     assert list(folder.iterdir()) == []

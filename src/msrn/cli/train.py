@@ -110,19 +110,24 @@ def print_found(
         curve = find_recipe_learning_rate(recipe, console=console)
         found = {"optimizer.lr": curve.suggestion, "rates": list(curve.rates), "losses": list(curve.losses)}
         console.print(
-            f"loss fell fastest at optimizer.lr={curve.suggestion:.2g} ({len(curve.rates)} steps, "
-            f"{curve.rates[0]:.2g} to {curve.rates[-1]:.2g}; the backbone at {recipe.optimizer.backbone_factor:g} of it)",
+            f"loss was lowest at {curve.lowest:.2g} ({len(curve.rates)} steps from {curve.rates[0]:.2g} to {curve.rates[-1]:.2g}, "
+            f"the backbone at {recipe.optimizer.backbone_factor:g} of it)\n"
+            f"a tenth of it: optimizer.lr={curve.suggestion:.2g}",
             highlight=False,
+            soft_wrap=True,
         )
         if picture is not None:
             save_learning_rate_curve(curve.rates, curve.losses, curve.suggestion, picture)
             console.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
     else:
         sizes = find_recipe_batch_size(recipe, console=console)
-        found = {"data.batch_size": sizes.suggestion, "images_per_s": sizes.images_per_s}
+        found = {"data.batch_size": sizes.suggestion, "fastest": sizes.fastest, "images_per_s": sizes.images_per_s}
         for size, rate in sizes.images_per_s.items():
             console.print(f"  {size:>6} images a batch   {rate:.1f} images/s", highlight=False)
-        console.print(f"largest that could be trained with: data.batch_size={sizes.suggestion}", highlight=False)
+        console.print(
+            f"largest that could be trained with: data.batch_size={sizes.suggestion}; fastest: {sizes.fastest}",
+            highlight=False,
+        )
     if json_file is not None:
         write_json(json_file, {"recipe": recipe.name, **found})
 

@@ -37,6 +37,9 @@ def save_learning_rate_curve(
         color="#D55E00",
     )
     axes.set_xscale("log")
+    lowest = min(losses)
+    highest = max(losses[: losses.index(lowest) + 1])  # where the loss explodes is no part of the picture
+    axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.3 * (highest - lowest))
     axes.set_xlabel("learning rate of the head")
     axes.set_ylabel("loss, smoothed")
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,6 @@
 import functools
 import io
 import itertools
-import math
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -33,13 +33,21 @@ class LearningRateCurve:
 
     Attributes:
         rates: Learning rate of the head at each step.
-        losses: Smoothed loss at each step; the curve ends where it diverged.
-        suggestion: The rate at which the loss fell fastest.
+        losses: Loss at each step, the mean with those of four steps before and after it; the curve ends where it diverged.
     """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    suggestion: float
+
+    @property
+    def lowest(self) -> float:
+        """The rate at which the loss was lowest: just below those at which it rises again."""
+        return self.rates[self.losses.index(min(self.losses))]
+
+    @property
+    def suggestion(self) -> float:
+        """A tenth of that rate."""
+        return self.lowest / 10
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,19 @@ class BatchSizes:
     suggestion: int
     images_per_s: dict[int, float]
 
+    @property
+    def fastest(self) -> int:
+        """The size with the most images a second."""
+        return max(self.images_per_s, key=lambda size: self.images_per_s[size])
+
 
 def find_learning_rate(
     module: MSRNModule, settings: TrainerSettings, train_loader: DataLoader[Any], *, num_steps: int = 100
 ) -> LearningRateCurve:
-    """Train a little with a rate that rises from 1e-6 to 10, and find where the loss falls fastest.
+    """Train a little with a rate that rises from 1e-6 to 10, and see where the loss is lowest.
 
-    The backbone keeps its part of the rate (`backbone_factor`). The curve ends early where the loss diverges.
+    The backbone keeps its part of the rate (`backbone_factor`). The curve ends early where the loss diverges. Lightning's own
+    suggestion is not taken: it looks for the steepest fall over the rate, not over its logarithm, and so finds far too low ones.
 
     Args:
         module: What would be trained; make a new one for the training.
@@ -69,11 +83,12 @@ def find_learning_rate(
         num_steps: Steps of the optimizer, each with a higher rate.
 
     Raises:
-        TrainingError: The loss diverged too early for a curve.
+        TrainingError: The loss never fell.
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186.
     """
     configure, step = module.configure_optimizers, module.training_step
+    losses: list[float] = []  # of every batch
 
     @functools.wraps(configure)
     def keep_ratios() -> Any:
@@ -84,10 +99,12 @@ def find_learning_rate(
     @functools.wraps(step)
     def end_where_it_diverges(batch: Any, batch_index: int) -> Tensor | None:
         try:
-            return step(batch, batch_index)
+            loss = step(batch, batch_index)
         except NonFiniteLossError:
             module.trainer.should_stop = True
             return None
+        losses.append(loss.item())
+        return loss
 
     module.configure_optimizers = keep_ratios  # type: ignore[method-assign]
     module.training_step = end_where_it_diverges  # type: ignore[method-assign, assignment]
@@ -97,18 +114,17 @@ def find_learning_rate(
         finder = Tuner(trainer).lr_find(
             module, train_loader, min_lr=_RATES[0], max_lr=_RATES[1], num_training=num_steps, update_attr=False
         )
-        suggestion = None if finder is None else finder.suggestion()
-    if finder is None or suggestion is None:
+    rates = [] if finder is None else finder.results["lr"]
+    count = min(len(rates), len(losses) // settings.accumulate)
+    smooth = _smooth(
+        torch.tensor(losses[: count * settings.accumulate]).reshape(count, settings.accumulate).mean(dim=1)
+    )
+    curve = LearningRateCurve(tuple(rates[:count]), tuple(smooth))
+    if not smooth or curve.lowest == curve.rates[0]:
         raise TrainingError(
-            "the loss diverged before a learning rate could be found. Look at the data (msrn data check), or set "
-            "trainer.precision=32-true."
+            "the loss fell at no learning rate. Look at the data (msrn data check), or set trainer.precision=32-true."
         )
-    pairs = [
-        (rate, loss) for rate, loss in zip(*(finder.results[key] for key in ("lr", "loss")), strict=False)
-        if math.isfinite(loss)
-    ]  # fmt: skip
-    rates, losses = zip(*pairs, strict=True)
-    return LearningRateCurve(tuple(rates), tuple(losses), suggestion)
+    return curve
 
 
 def find_batch_size(
@@ -189,6 +205,13 @@ def _scale_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
+
+
+def _smooth(losses: Float[Tensor, " N"]) -> list[float]:
+    """The mean of each loss and its neighbours, as many on either side, up to four."""
+    count = len(losses)
+    reach = [min(4, index, count - 1 - index) for index in range(count)]
+    return [losses[index - side : index + side + 1].mean().item() for index, side in enumerate(reach)]
 
 
 @contextmanager
