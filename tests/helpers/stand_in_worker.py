@@ -18,39 +18,46 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-job = json.loads(Path(sys.argv[1]).read_text())
-out = Path(job["record_file"])
-behaviour_file = out.parents[2] / "behaviour.json"
-behaviour = json.loads(behaviour_file.read_text()) if behaviour_file.exists() else {}
-does = behaviour.get(out.stem, "trains")
-with (out.parents[2] / "started.txt").open("a") as started:
-    started.write(f"{out.stem} {os.getpid()}\n")
-if does == "crashes":
-    os.kill(os.getpid(), signal.SIGKILL)
-if does == "hangs":
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    time.sleep(60)
-record = job["record"]
-if does in ("fails", "diverges"):
-    record |= {"failed": "the disk is full", "diverged": does == "diverges"}
-else:
-    score = 0.5 + 0.1 * record["lr"] + 0.01 * record["seed"]
-    splits = {name: {"split": name, "images": 8, "sha256": "ab" * 32} for name in ("train", "val")}
-    splits |= {} if record["is_search"] else {"test": {"split": "test", "images": 8, "sha256": "ab" * 32}}
-    record |= {
-        "val_mAP": score,
-        "best_epoch": 0,
-        "val_mAP_by_epoch": [score],
-        "train_seconds": 60.0,
-        "images_per_s": 1.0,
-    }
-    record |= {
-        "test": None if record["is_search"] else {"mAP": score, "CF1": score, "OF1": score, "labels": {"cat": score}}
-    }
-    record |= {"parameters": 10, "flops": 20, "peak_memory_bytes": None, "process_seconds": 60.0, "splits": splits}
-    record |= {"chosen_by": "validation mAP", "machine": {"gpu": "none", "python": "3", "versions": {"torch": "2"}}}
-temporary = out.with_suffix(".partial")
-temporary.parent.mkdir(parents=True, exist_ok=True)
-temporary.write_text(json.dumps(record))
-temporary.replace(out)
-sys.exit("failed" in record)
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    out = Path(job["record_file"])
+    behaviour_file = out.parents[2] / "behaviour.json"
+    behaviour = json.loads(behaviour_file.read_text()) if behaviour_file.exists() else {}
+    does = behaviour.get(out.stem, "trains")
+    with (out.parents[2] / "started.txt").open("a") as started:
+        started.write(f"{out.stem} {os.getpid()}\n")
+    if does == "crashes":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if does == "hangs":
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        time.sleep(60)
+    record = job["record"]
+    if does in ("fails", "diverges"):
+        record |= {"failed": "the disk is full", "diverged": does == "diverges"}
+    else:
+        score = 0.5 + 0.1 * record["lr"] + 0.01 * record["seed"]
+        splits = {name: {"split": name, "images": 8, "sha256": "ab" * 32} for name in ("train", "val")}
+        splits |= {} if record["is_search"] else {"test": {"split": "test", "images": 8, "sha256": "ab" * 32}}
+        record |= {
+            "val_mAP": score,
+            "best_epoch": 0,
+            "val_mAP_by_epoch": [score],
+            "train_seconds": 60.0,
+            "images_per_s": 1.0,
+        }
+        record |= {
+            "test": None
+            if record["is_search"]
+            else {"mAP": score, "CF1": score, "OF1": score, "labels": {"cat": score}}
+        }
+        record |= {"parameters": 10, "flops": 20, "peak_memory_bytes": None, "process_seconds": 60.0, "splits": splits}
+        record |= {"chosen_by": "validation mAP", "machine": {"gpu": "none", "python": "3", "versions": {"torch": "2"}}}
+    temporary = out.with_suffix(".partial")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(record))
+    temporary.replace(out)
+    sys.exit("failed" in record)
+
+
+if __name__ == "__main__":
+    main()
