@@ -69,11 +69,11 @@ class WatchedModule(MSRNModule):
     """Keeps the gradients of its first step, and can be stopped."""
 
     gradients: dict[str, torch.Tensor] | None = None
-    stop_at: int | None = None
+    stop_at: tuple[int, int] | None = None
 
-    def on_train_epoch_start(self) -> None:
-        """Stop there."""
-        if self.current_epoch == self.stop_at:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Stop at this batch of this epoch."""
+        if (self.current_epoch, batch_idx) == self.stop_at:
             raise StoppedError("stopped by the test")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -130,7 +130,7 @@ def train(
     case: str,
     batch_size: int,
     devices: int | None = None,
-    stop_at: int | None = None,
+    stop_at: tuple[int, int] | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Train one case; what came out of it, or the text of the error."""
@@ -166,7 +166,8 @@ def train(
         accelerator="cpu",
         devices=devices,
         seed=3,
-        ema_decay=0.5 if case == "statistics" else None,
+        ema_decay=0.5 if "statistics" in case else None,
+        checkpoint_steps=1 if "within" in case else None,
     )
     train_loader = build_loader(train_images, transform, batch_size=batch_size, shuffle=True, seed=3)
     val_loader = build_loader(val_images, val_transform, batch_size=2, is_shared_out=True)
@@ -193,6 +194,7 @@ CASES = (
     "frozen sharded clipped",
     "frozen sharded stopped",
     "statistics",
+    "statistics within",
     "poisoned validation",
     "poisoned training",
 )
@@ -202,8 +204,7 @@ if __name__ == "__main__":
     import os
 
     folder = Path(sys.argv[1])
-    results = {
-        case: train(folder / case, folder, case=case, batch_size=4, stop_at=1 if "stopped" in case else None)
-        for case in CASES
-    }
+    stops = {"frozen sharded stopped": (1, 0), "statistics within": (1, 1)}
+    results = {case: train(folder / case, folder, case=case, batch_size=4, stop_at=stops.get(case)) for case in CASES}
+    results["resumed"] = train(folder / "statistics", folder, case="statistics within", batch_size=4, resume=True)
     torch.save(results, folder / f"rank{os.environ['RANK']}.pt")

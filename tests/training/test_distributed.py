@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import torch
 import two_processes
 from torch import nn
 
+from msrn.compare.variants import ABLATIONS, HEADS
 from msrn.data.loader import EpochSampler, SharedOutBatches
 from msrn.errors import TrainingError
+from msrn.labels import EdgeRule, LabelGraph, vectors_from_co_occurrence
 from msrn.models import Backbone
 from msrn.processes import is_first_process
-from msrn.training import OptimizerSettings, TrainerSettings, build_optimizer, planned_processes
+from msrn.recipes import load_recipe
+from msrn.recipes.build import build_recipe_model
+from msrn.training import MSRNModule, OptimizerSettings, TrainerSettings, build_optimizer, planned_processes
 from msrn.training.distributed import plan_processes, synchronised_batch_norms
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +85,17 @@ def test_every_process_goes_on_with_the_same_model(results: tuple[Path, list[dic
     assert first["rows"] == second["rows"]
 
 
+def test_a_run_of_two_processes_goes_on_from_within_an_epoch_as_if_never_stopped(
+    results: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    for found in results[1]:
+        assert found["statistics within"]["error"] == "stopped by the test"
+        assert found["resumed"]["rows"] == found["statistics"]["rows"]
+        for kind in ("last", "weights"):
+            expected = found["statistics"][kind]
+            assert all(torch.equal(value, expected[name]) for name, value in found["resumed"][kind].items())
+
+
 def test_one_process_is_the_first(results: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [found["statistics"]["is_first"] for found in results[1]] == [True, False]
 
@@ -99,6 +115,24 @@ def test_what_one_process_finds_ends_both_with_one_message(
     assert first["is_in_every_process"]
     assert what in first["error"]
     assert f"(images {results[0] / case / image})" in first["error"]
+
+
+@pytest.mark.parametrize("variant", sorted(HEADS | ABLATIONS))
+def test_every_parameter_that_is_trained_gets_a_gradient(variant: str) -> None:
+    """Processes wait for the gradients of all of them."""
+    small = ["model.backbone=resnet10t", "model.backbone_options={channels: [8, 8, 16, 16]}", "model.dim=8"]
+    recipe = load_recipe("scenes", [*small, *(HEADS | ABLATIONS)[variant].overrides])
+    target = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0]])
+    rule = EdgeRule(recipe.labels.rule, recipe.labels.threshold)
+    graph = LabelGraph.from_target(target, two_processes.LABELS, rule=rule)
+    model = build_recipe_model(recipe, graph, vectors_from_co_occurrence(graph, dim=8))
+    module = MSRNModule(model, two_processes.LABELS, group_loss_weight=recipe.loss.group_weight)
+    batch = {"images": torch.randn(4, 3, 64, 64), "target": target, "index": torch.arange(4)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*self.log", category=UserWarning)  # there is no trainer to log to
+        module.training_step(batch, 0).backward()
+    missing = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not missing
 
 
 # Shares of the images

@@ -17,6 +17,7 @@ from msrn.training import (
     Trial,
     estimate_training_memory,
     free_memory_bytes,
+    planned_processes,
     training_device_type,
     try_training,
 )
@@ -120,6 +121,7 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
         while largest > 0 and (fitting := count(largest).largest_batch(free_bytes)) < largest:
             largest = fitting
     train_loader, val_loader = build_loaders(recipe, splits, Preprocessing(size, recipe.data.mean, recipe.data.std))
+    world_size = planned_processes(settings).world_size
     num_flops, fits = count_flops(model, size), largest is None or estimate.batch_size <= largest
     return DryRun(
         recipe,
@@ -127,8 +129,8 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
         num_flops,
         estimate,
         num_images,
-        len(train_loader),
-        len(val_loader),
+        max(1, len(train_loader) // world_size),
+        -(-len(val_loader) // world_size),
         free_bytes,
         largest,
         try_training(module, settings, train_loader, val_loader) if fits else None,

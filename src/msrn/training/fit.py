@@ -23,8 +23,8 @@ from msrn.training.average import AverageWeights, averaged_weights
 from msrn.training.checkpoints import BEST_FILE, LAST_FILE, KeepCheckpoints, SeedEveryStep
 from msrn.training.distributed import (
     ProcessPlan,
-    SameFolder,
     StrategyName,
+    TrainTogether,
     ending_together,
     plan_processes,
     synchronised_batch_norms,
@@ -193,7 +193,7 @@ def _callbacks(
 
     Lightning moves the checkpoints behind all of them: they hold what these know.
     """
-    yield from (SameFolder(table.path.parent / "checkpoints"), SeedEveryStep(settings.seed), meter, table)
+    yield from (TrainTogether(table.path.parent / "checkpoints"), SeedEveryStep(settings.seed), meter, table)
     if settings.ema_decay is not None:
         yield AverageWeights(settings.ema_decay)
     if settings.early_stopping is not None:
