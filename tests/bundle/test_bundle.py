@@ -17,6 +17,7 @@ from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
 from msrn.labels import EdgeRule, LabelGraph
 from msrn.models import PUBLISHED, build_model
+from msrn.models.baselines import PooledHead
 
 TINY = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 8, 8], "stem_width": 8}}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -245,10 +246,10 @@ def test_missing_keys_are_named(path: Path) -> None:
         load_bundle(path)
 
 
-@pytest.mark.parametrize("version", [3, "1", None, 0])
+@pytest.mark.parametrize("version", [4, "1", None, 0])
 def test_other_format_version(path: Path, version: object) -> None:
     edit(path, lambda config: config.update(format_version=version))
-    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads formats up to 2\. Update msrn"):
+    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads formats up to 3\. Update msrn"):
         load_bundle(path)
 
 
@@ -385,15 +386,21 @@ def test_any_value_anywhere_in_the_config_loads_or_is_a_bundle_error(path: Path,
     assert predict(loaded).shape == (2, 6)
 
 
-def test_what_format_1_left_out_means_what_it_meant(path: Path) -> None:
-    """Bundles of format 1 leave out the scale of the classifier, which was 8, and may leave out the pooling, which was max."""
+@pytest.mark.parametrize(("version", "scale", "poolings"), [(1, 8.0, {"max"}), (2, 2.0, {"max", "none"})])
+def test_what_a_former_format_left_out_means_what_it_meant(
+    path: Path, version: int, scale: float, poolings: set[str]
+) -> None:
+    """Until format 3 a pooled head was added to the stages; until format 2 these were pooled by max, and the scale was 8."""
 
     def make_old(config: dict[str, Any]) -> None:
-        config["format_version"] = 1
-        for key in ("scale", "pooling"):
+        config["format_version"] = version
+        for key in ("scale", "pooling", "residual", "residual_attention", "supervision"):
             config["architecture"].pop(key, None)
 
     edit(path, make_old)
     model = load_bundle(path).model
-    assert model.classifier.scale == pytest.approx(8.0 / model.classifier.label_weight.shape[1] ** 0.5)
-    assert {stage.pooling for stage in model.attention.stages} == {"max"}
+    assert model.classifier.scale == pytest.approx(scale / model.classifier.label_weight.shape[1] ** 0.5)
+    assert {stage.pooling for stage in model.attention.stages} == poolings
+    assert isinstance(model.residual, PooledHead)
+    assert model.residual.pooling == "avg"
+    assert model.supervision == "sum"

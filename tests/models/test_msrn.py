@@ -231,7 +231,7 @@ class TestEmbeddings:
     def test_a_model_built_under_inference_mode_predicts(self, label_graph: LabelGraph, name: str) -> None:
         with torch.inference_mode():
             model = build(label_graph, name).eval()
-        assert torch.equal(predict(model), predict(build(label_graph, name).eval()))
+        torch.testing.assert_close(predict(model), predict(build(label_graph, name).eval()))
 
     def test_parameters_can_be_counted_on_the_meta_device(self, label_graph: LabelGraph, name: str) -> None:
         model = build(label_graph, name).eval().to("meta")
@@ -306,11 +306,24 @@ def test_removing_any_part_changes_predictions(label_graph: LabelGraph, remove) 
     assert (predict(model.train().eval()) - before).abs().max() > 1e-4
 
 
-def test_default_starts_as_its_pooled_head(label_graph: LabelGraph) -> None:
-    model = build_msrn(label_graph, **TINY_MSRN).eval()
+def test_with_one_loss_it_starts_as_its_residual(label_graph: LabelGraph) -> None:
+    model = build_msrn(label_graph, **TINY_MSRN, supervision="sum").eval()
     with torch.no_grad():
         expected = model.residual(model.backbone(make_images())[-1])
     torch.testing.assert_close(predict(model), expected)
+
+
+def test_paths_are_averaged_and_each_has_its_loss(label_graph: LabelGraph) -> None:
+    model = build_msrn(label_graph, **TINY_MSRN).eval()
+    images = make_images()
+    with torch.no_grad():
+        stages, residual = model.supervised(images)
+    torch.testing.assert_close(predict(model), (stages + residual) / 2)
+    assert (stages - residual).abs().max() > 1e-3
+    one = build_msrn(label_graph, **TINY_MSRN, supervision="sum").eval()
+    assert [logits.shape for logits in one.supervised(images)] == [(len(images), 6)]
+    alone = build_msrn(label_graph, **TINY_MSRN, residual=None).eval()
+    assert [logits.shape for logits in alone.supervised(images)] == [(len(images), 6)]
 
 
 def test_word_vectors_of_the_caller_are_used(label_graph: LabelGraph) -> None:

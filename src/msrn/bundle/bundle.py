@@ -17,9 +17,13 @@ from msrn.files import replace_folder, share_file
 from msrn.labels import LabelGraph
 from msrn.models import MSRN, Classifier, build_model
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # What an architecture meant by leaving a key out, where that was another value than today.
-_FORMER_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {1: {"msrn": {"pooling": "max", "scale": 8.0}}}
+_RESIDUAL_OF_2 = {"residual": "avg", "supervision": "sum"}
+_FORMER_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"msrn": {"pooling": "max", "scale": 8.0, **_RESIDUAL_OF_2}},
+    2: {"msrn": {"scale": 2.0, **_RESIDUAL_OF_2}},
+}
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"

@@ -12,10 +12,11 @@ from msrn.errors import ModelError
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
 from msrn.models.attention import AttentionKind, Poolings, SemanticGuidedAttention
 from msrn.models.backbone import Backbone
-from msrn.models.baselines import Classifier, PooledHead, build_csra, build_ml_decoder, build_ml_gcn, build_pooled
+from msrn.models.baselines import Classifier, build_csra, build_ml_decoder, build_ml_gcn, build_pooled
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.label_group import LabelGroupEmbedding
-from msrn.models.msrn import MSRN
+from msrn.models.msrn import MSRN, Supervision
+from msrn.models.residual import ResidualName, build_residual
 
 # What defines the authors' network; everything else is the default of `build_msrn`.
 PUBLISHED: dict[str, Any] = {
@@ -54,8 +55,10 @@ def build_msrn(
     gain: float = 0.3,
     classifier: Literal["per_label", "joint"] = "per_label",
     classifier_dim: int = 2048,
-    scale: float = 2.0,
-    residual: Literal["avg", "max"] | None = "avg",
+    scale: float | None = None,
+    residual: ResidualName | None = "attended",
+    residual_attention: float = 0.3,
+    supervision: Supervision = "each",
 ) -> MSRN:
     """Build an MSRN from plain values; the defaults are ours, `**PUBLISHED` gives the authors' network.
 
@@ -82,9 +85,12 @@ def build_msrn(
         gain: Factor on the embeddings ahead of the bound.
         classifier: "per_label" or the published "joint".
         classifier_dim: Hidden width of the joint classifier.
-        scale: Length of the pooled features as the per-label classifier sees them, which decides how fast it learns beside
-            the residual.
-        residual: Add a pooled head on the last stage ("avg", "max"), or None.
+        scale: Length to which the per-label classifier shrinks normalised features, which decides how fast it learns beside the
+            residual where both share a loss; None leaves them as they are.
+        residual: A head on the last stage beside the attended stages: "attended" (`AttendedHead`), "avg", "max" or None.
+        residual_attention: Weight of what the residual "attended" attends to.
+        supervision: A loss for "each" of residual and attended stages, whose mean the network returns, or one for their "sum"; with
+            the sum the classifier starts at zero, and the network as its residual.
 
     Raises:
         ModelError: The backbone cannot be built, or a value is impossible.
@@ -133,10 +139,16 @@ def build_msrn(
         head = JointClassifier(num_labels, num_groups, width, hidden_dim=classifier_dim)
     else:
         head = PerLabelClassifier(
-            num_labels, width, scale=scale / width**0.5, zero_init=residual is not None, has_groups=has_groups
+            num_labels,
+            width,
+            scale=1.0 if scale is None else scale / width**0.5,
+            zero_init=residual is not None and supervision == "sum",
+            has_groups=has_groups,
         )
-    pooled = None if residual is None else PooledHead(features.channels[-1], num_labels, pooling=residual)
-    return MSRN(features, label_group, guided, head, pooled)
+    beside = None
+    if residual is not None:
+        beside = build_residual(residual, features.channels[-1], num_labels, attention=residual_attention)
+    return MSRN(features, label_group, guided, head, beside, supervision)
 
 
 # Heads that need no more of the labels than their number.

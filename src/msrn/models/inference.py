@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msrn.models.attention import SemanticGuidedAttention
 from msrn.models.classifier import PerLabelClassifier
 from msrn.models.label_group import LabelGroups
-from msrn.models.msrn import MSRN
+from msrn.models.msrn import MSRN, Supervision, join_paths
 from msrn.ops import FixedNodes, semantic_guided_attention
 
 # Folded and merged logits may differ by this much, in units of a logit.
@@ -121,6 +121,7 @@ class InferenceMSRN(nn.Module):
         self.backbone = model.backbone
         self.classifier = model.classifier
         self.residual = model.residual
+        self.supervision = model.supervision
         self.attention = _merge(model.attention)
         for name, value in model.embed()._asdict().items():
             self.register_buffer(name, value)
@@ -146,9 +147,7 @@ class InferenceMSRN(nn.Module):
         projected = self.attention.project(feature_maps)  # S x (B, D, h, w)
         folded = self._choose(projected)
         logits = self._exact_logits(projected) if folded is None else self._folded_logits(folded, projected)
-        if self.residual is not None:
-            logits = logits + self.residual(feature_maps[-1])
-        return logits
+        return _beside(self.residual, self.supervision, logits, feature_maps[-1])
 
     def _exact_logits(self, projected: Sequence[Float[Tensor, "B D _h _w"]]) -> Float[Tensor, "B L"]:
         num_labels = len(self.label_embeddings)
@@ -250,6 +249,7 @@ class ExportableMSRN(nn.Module):
         self.backbone = inference.backbone
         self.attention = inference.attention
         self.residual = inference.residual
+        self.supervision = inference.supervision
         feature_maps = self.backbone(images)
         projected = self.attention.project(feature_maps)
         self.folded: FoldedClassifier | None = None
@@ -298,9 +298,17 @@ class ExportableMSRN(nn.Module):
             ]
             features = torch.cat(label_features, dim=-1), torch.cat(group_features, dim=-1)
             logits = self.classifier(*features, self.assignment)
-        if self.residual is not None:
-            logits = logits + self.residual(feature_maps[-1])
-        return logits
+        return _beside(self.residual, self.supervision, logits, feature_maps[-1])
+
+
+def _beside(
+    residual: nn.Module | None,
+    supervision: Supervision,
+    logits: Float[Tensor, "B L"],
+    last_stage: Float[Tensor, "B C h w"],
+) -> Float[Tensor, "B L"]:
+    """Logits of the attended stages joined with the residual's."""
+    return logits if residual is None else join_paths([logits, residual(last_stage)], supervision)
 
 
 class _PlainAttention(nn.Module):

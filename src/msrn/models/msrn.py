@@ -1,6 +1,7 @@
 """The assembly: a Multi-layered Semantic Representation Network from finished parts."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 
 from msrn.models.attention import SemanticGuidedAttention, label_attention
 from msrn.models.backbone import Backbone
-from msrn.models.baselines import PooledHead
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.label_group import GROUP_LOSS_WEIGHT, LabelGroupEmbedding, LabelGroups, group_loss
 from msrn.ops import attention_maps
+
+Supervision = Literal["each", "sum"]
 
 
 class MSRN(nn.Module):
@@ -22,7 +24,10 @@ class MSRN(nn.Module):
         label_group: Label and group embeddings.
         attention: Pools the stages, guided by the embeddings.
         classifier: From pooled features to logits.
-        residual: A pooled head on the last stage whose logits are added, or None as published.
+        residual: A head on the last stage beside them, or None as published.
+        supervision: What the loss sees of a network with a residual. "each": attended stages and residual have each a loss on
+            their own logits, and the network returns the mean of these, whose loss is at most the mean of theirs (deep
+            supervision, Lee et al., https://arxiv.org/abs/1409.5185). "sum": the network returns the sum, and that has the loss.
 
     Example:
         `msrn.models.build_msrn(label_graph, backbone="resnet18")` builds the parts; `msrn_resnet101` is the published network.
@@ -37,7 +42,8 @@ class MSRN(nn.Module):
         label_group: LabelGroupEmbedding,
         attention: SemanticGuidedAttention,
         classifier: JointClassifier | PerLabelClassifier,
-        residual: PooledHead | None = None,
+        residual: nn.Module | None = None,
+        supervision: Supervision = "each",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -45,6 +51,7 @@ class MSRN(nn.Module):
         self.attention = attention
         self.classifier = classifier
         self.residual = residual
+        self.supervision: Supervision = supervision
         self._constants: tuple[tuple[tuple[int, int], ...], LabelGroups] | None = None
 
     def forward(
@@ -58,13 +65,24 @@ class MSRN(nn.Module):
         self, feature_maps: Sequence[Float[Tensor, "B _C _h _w"]], label_groups: LabelGroups | None = None
     ) -> Float[Tensor, "B L"]:
         """Everything behind the backbone."""
+        return join_paths(self.paths(feature_maps, label_groups), self.supervision)
+
+    def paths(
+        self, feature_maps: Sequence[Float[Tensor, "B _C _h _w"]], label_groups: LabelGroups | None = None
+    ) -> list[Float[Tensor, "B L"]]:
+        """Logits of the attended stages, and those of the residual where there is one."""
         if label_groups is None:
             label_groups = self.embed()  # (L, D), (G, D), (L, G)
         label_features, group_features = self.attention(feature_maps, label_groups)  # (B, L, S·D), (B, G, S·D)
         logits: Tensor = self.classifier(label_features, group_features, label_groups.assignment)  # (B, L)
-        if self.residual is not None:
-            logits = logits + self.residual(feature_maps[-1])
-        return logits
+        return [logits] if self.residual is None else [logits, self.residual(feature_maps[-1])]
+
+    def supervised(
+        self, images: Float[Tensor, "B 3 H W"], label_groups: LabelGroups | None = None
+    ) -> list[Float[Tensor, "B L"]]:
+        """Everything that has a loss of its own in training: both paths, or what the network returns."""
+        paths = self.paths(self.backbone(images), label_groups)
+        return paths if self.supervision == "each" else [join_paths(paths, self.supervision)]
 
     @torch.no_grad()
     def attention_maps(
@@ -125,3 +143,9 @@ class MSRN(nn.Module):
     ) -> Float[Tensor, ""]:
         """The weighted group loss, to be added to the classification loss."""
         return group_loss(self.embed() if label_groups is None else label_groups, weight=weight)
+
+
+def join_paths(paths: Sequence[Float[Tensor, "B L"]], supervision: Supervision) -> Float[Tensor, "B L"]:
+    """The network's logits, from those of its paths (`MSRN.paths`)."""
+    total = sum(paths[1:], start=paths[0])
+    return total / len(paths) if supervision == "each" else total

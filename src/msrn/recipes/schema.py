@@ -171,8 +171,19 @@ class ModelRecipe(Section):
     gain: Rate = Field(0.3, description="Factor on the embeddings ahead of the bound.")
     classifier: Literal["per_label", "joint"] = Field("per_label", description="Per-label or the published joint one.")
     classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
-    scale: Rate = Field(2.0, description="Length of the features as the per-label classifier sees them.")
-    residual: Literal["avg", "max"] | None = Field("avg", description="Pooled head whose logits are added.")
+    scale: Rate | None = Field(
+        None, description="Length to which the per-label classifier shrinks normalised features; null leaves them."
+    )
+    residual: Literal["attended", "avg", "max"] | None = Field(
+        "attended", description="Head on the last stage, beside the attended stages."
+    )
+    residual_attention: Annotated[float, Field(ge=0)] = Field(
+        0.3, description="Weight of what the residual 'attended' attends to."
+    )
+    supervision: Literal["each", "sum"] = Field(
+        "each",
+        description="Residual and attended stages have each a loss, and the network returns their mean; or one loss on their sum.",
+    )
     csra_heads: Literal[1, 2, 4, 6, 8] = Field(1, description="Attention heads of CSRA.")
     csra_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of CSRA's attention.")
     decoder_groups: PositiveInt = Field(100, description="Most queries of ML-Decoder, which share the labels.")

@@ -74,11 +74,12 @@ class MSRNModule(pl.LightningModule):
         images = images.contiguous(memory_format=torch.channels_last)
         if isinstance(self.model, MSRN):
             label_groups = self.model.embed()
-            logits = self.model(images, label_groups)
+            paths = self.model.supervised(images, label_groups)
             penalty = self.model.group_loss(label_groups, weight=self.group_loss_weight)
         else:
-            logits, penalty = self.model(images), images.new_zeros(())
-        loss = self.loss(logits, target)
+            paths, penalty = [self.model(images)], images.new_zeros(())
+        # Each path learns as if it were alone: their losses are added.
+        loss = torch.stack([self.loss(logits, target) for logits in paths]).sum()
         total = loss + penalty
         is_finite = torch.isfinite(total)
         _, world_size = rank_and_world_size()
@@ -86,12 +87,14 @@ class MSRNModule(pl.LightningModule):
             share, can_go_on = share_of_mean(loss, target, is_finite)
             if not can_go_on:
                 raise_together(
-                    None if is_finite else self._not_finite("loss", total, "batch", batch_index, batch, logits)
+                    None
+                    if is_finite
+                    else self._not_finite("loss", total, "batch", batch_index, batch, torch.stack(paths).sum(0))
                 )
             total = share + penalty  # the group loss is the same everywhere, and its mean too
         elif not is_finite:
-            raise self._not_finite("loss", total, "batch", batch_index, batch, logits)
-        self.log("train/loss", total, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+            raise self._not_finite("loss", total, "batch", batch_index, batch, torch.stack(paths).sum(0))
+        self.log("train/loss", total / len(paths), on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return total
 
     def on_after_backward(self) -> None:
