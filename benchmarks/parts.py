@@ -22,6 +22,7 @@ from msrn.machine import machine
 from msrn.metrics.functional import mean_average_precision
 from msrn.models import MSRN
 from msrn.models.label_group import LabelGroups
+from msrn.models.msrn import join_paths
 from msrn.predict.evaluate import read_labelled
 
 Head = Callable[[Sequence[Tensor]], Tensor]
@@ -44,8 +45,10 @@ def heads_without(model: MSRN) -> dict[str, Head]:
                 columns = slice(stage * labels.shape[1], (stage + 1) * labels.shape[1])
                 own, shared = own.clone(), shared.clone()
                 own[..., columns], shared[..., columns] = 0, 0
-            logits: Tensor = model.classifier(own, shared, label_groups.assignment)
-            return logits + model.residual(feature_maps[-1]) if residual and model.residual is not None else logits
+            paths = [model.classifier(own, shared, label_groups.assignment)]
+            if residual and model.residual is not None:
+                paths.append(model.residual(feature_maps[-1]))
+            return join_paths(paths, model.supervision)
 
         return compute
 
@@ -59,7 +62,8 @@ def heads_without(model: MSRN) -> dict[str, Head]:
     strides = model.backbone.strides
     found |= {f"stage of stride {stride}": head(whole, stage=index) for index, stride in enumerate(strides)}
     if model.residual is not None:
-        found["pooled head beside it"] = head(whole, residual=False)
+        found["residual"] = head(whole, residual=False)
+        found["everything but the residual"] = lambda feature_maps: model.residual(feature_maps[-1])
     return found
 
 

@@ -326,6 +326,22 @@ def test_paths_are_averaged_and_each_has_its_loss(label_graph: LabelGraph) -> No
     assert [logits.shape for logits in alone.supervised(images)] == [(len(images), 6)]
 
 
+def test_detached_stages_leave_the_backbone_to_the_residual(label_graph: LabelGraph) -> None:
+    gradients = {}
+    for detach_stages in (False, True):
+        torch.manual_seed(0)
+        model = build_msrn(label_graph, **TINY_MSRN, detach_stages=detach_stages)
+        stages, residual = model.supervised(make_images())
+        stages.sum().backward(retain_graph=True)
+        own = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.backbone.parameters()]
+        assert any(own) is not detach_stages
+        assert all(bool(parameter.grad.any()) for parameter in model.attention.stages[0].projection.parameters())
+        residual.sum().backward()
+        gradients[detach_stages] = next(model.backbone.parameters()).grad
+    assert gradients[True].abs().max() > 0
+    assert not torch.allclose(gradients[True], gradients[False])
+
+
 def test_word_vectors_of_the_caller_are_used(label_graph: LabelGraph) -> None:
     vectors = torch.rand(6, 50)
     assert torch.equal(build_msrn(label_graph, vectors, **TINY_MSRN).label_group.word_vectors, vectors)
@@ -355,6 +371,7 @@ def test_pooled_model_has_one_stage() -> None:
         ({"group_ratio": 1.5}, "group_ratio .* got 1.5"),
         ({"classifier": "mlp"}, "classifier is 'per_label' or 'joint', got 'mlp'"),
         ({"pooling": ["max"]}, "pooling has 1 entries for 3 stages"),
+        ({"residual": None, "detach_stages": True}, "detach_stages needs a residual, from which the backbone learns"),
         ({"colour": "red"}, "the architecture 'msrn' does not fit its builder: .*colour"),
         (
             {"name": "transformer"},

@@ -233,6 +233,23 @@ def test_published_preset_fills_only_what_is_not_said(file: Path) -> None:
     assert architecture["dim"] == 64
 
 
+@pytest.mark.parametrize(
+    ("overrides", "is_detached"),
+    [
+        (["model.pretrained=true"], True),
+        (["model.init_from=runs/coco/bundle"], True),
+        ([], False),
+        (["model.pretrained=true", "model.preset=published"], False),
+        (["model.pretrained=true", "model.residual=null"], False),
+        (["model.pretrained=true", "model.supervision=sum"], False),
+        (["model.pretrained=true", "model.detach_stages=false"], False),
+        (["model.detach_stages=true"], True),
+    ],
+)
+def test_stages_are_detached_where_the_backbone_starts_pretrained(overrides: list[str], is_detached: bool) -> None:
+    assert load_recipe("scenes", overrides).model.architecture()["detach_stages"] is is_detached
+
+
 @pytest.mark.parametrize(("head", "pooling"), [("avg_pool", "avg"), ("max_pool", "max")])
 def test_pooled_heads(head: str, pooling: str) -> None:
     architecture = load_recipe("scenes", [f"model.head={head}"]).model.architecture()

@@ -74,6 +74,7 @@ def test_curve_holds_the_losses_and_ends_where_they_diverge(images: LabelledImag
         return value * float("nan") if number > 26 else value
 
     module.loss, module.group_loss_weight = loss, 0.0
+    module.model.supervision = "sum"  # one loss a step
     settings = TrainerSettings(accelerator="cpu", accumulate=accumulate)
     curve = find_learning_rate(module, settings, make_loader(images, 4), num_steps=40)
     assert len(curve.rates) == 26 // accumulate

@@ -65,6 +65,12 @@ ABLATIONS = _named(
         _msrn_with("vectors_learned", "learned vectors", "model.learn_vectors=true"),
         _msrn_with("classifier_joint", "joint classifier", "model.classifier=joint"),
         _msrn_with("attention_label", "attention a label", "model.attention=label"),
+        _msrn_with("no_residual", "without residual", "model.residual=null"),
+        _msrn_with("residual_avg", "residual of average pooling", "model.residual=avg"),
+        _msrn_with("stages_attached", "stages train the backbone too", "model.detach_stages=false"),
+        _msrn_with("stages_detached", "residual alone trains the backbone", "model.detach_stages=true"),
+        # On a sum the features are shortened and start without weight: at full length they outrun the residual.
+        _msrn_with("one_loss", "one loss on the sum", "model.supervision=sum", "model.scale=2"),
     ]
 )
 

@@ -59,6 +59,7 @@ def build_msrn(
     residual: ResidualName | None = "attended",
     residual_attention: float = 0.3,
     supervision: Supervision = "each",
+    detach_stages: bool = False,
 ) -> MSRN:
     """Build an MSRN from plain values; the defaults are ours, `**PUBLISHED` gives the authors' network.
 
@@ -91,6 +92,7 @@ def build_msrn(
         residual_attention: Weight of what the residual "attended" attends to.
         supervision: A loss for "each" of residual and attended stages, whose mean the network returns, or one for their "sum"; with
             the sum the classifier starts at zero, and the network as its residual.
+        detach_stages: Let the backbone learn from the residual alone: the attended stages send it no gradient.
 
     Raises:
         ModelError: The backbone cannot be built, or a value is impossible.
@@ -148,7 +150,10 @@ def build_msrn(
     beside = None
     if residual is not None:
         beside = build_residual(residual, features.channels[-1], num_labels, attention=residual_attention)
-    return MSRN(features, label_group, guided, head, beside, supervision)
+    try:
+        return MSRN(features, label_group, guided, head, beside, supervision, detach_stages)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 # Heads that need no more of the labels than their number.

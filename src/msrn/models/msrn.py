@@ -28,6 +28,10 @@ class MSRN(nn.Module):
         supervision: What the loss sees of a network with a residual. "each": attended stages and residual have each a loss on
             their own logits, and the network returns the mean of these, whose loss is at most the mean of theirs (deep
             supervision, Lee et al., https://arxiv.org/abs/1409.5185). "sum": the network returns the sum, and that has the loss.
+        detach_stages: The attended stages send no gradient to the backbone, which then learns from the residual alone.
+
+    Raises:
+        ValueError: The stages are detached and there is no residual, so the backbone would not learn.
 
     Example:
         `msrn.models.build_msrn(label_graph, backbone="resnet18")` builds the parts; `msrn_resnet101` is the published network.
@@ -44,14 +48,18 @@ class MSRN(nn.Module):
         classifier: JointClassifier | PerLabelClassifier,
         residual: nn.Module | None = None,
         supervision: Supervision = "each",
+        detach_stages: bool = False,
     ) -> None:
         super().__init__()
+        if detach_stages and residual is None:
+            raise ValueError("detach_stages needs a residual, from which the backbone learns; there is none.")
         self.backbone = backbone
         self.label_group = label_group
         self.attention = attention
         self.classifier = classifier
         self.residual = residual
         self.supervision: Supervision = supervision
+        self.detach_stages = detach_stages
         self._constants: tuple[tuple[tuple[int, int], ...], LabelGroups] | None = None
 
     def forward(
@@ -73,7 +81,8 @@ class MSRN(nn.Module):
         """Logits of the attended stages, and those of the residual where there is one."""
         if label_groups is None:
             label_groups = self.embed()  # (L, D), (G, D), (L, G)
-        label_features, group_features = self.attention(feature_maps, label_groups)  # (B, L, S·D), (B, G, S·D)
+        seen = [stage.detach() for stage in feature_maps] if self.detach_stages else feature_maps
+        label_features, group_features = self.attention(seen, label_groups)  # (B, L, S·D), (B, G, S·D)
         logits: Tensor = self.classifier(label_features, group_features, label_groups.assignment)  # (B, L)
         return [logits] if self.residual is None else [logits, self.residual(feature_maps[-1])]
 

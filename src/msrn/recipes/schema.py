@@ -184,6 +184,10 @@ class ModelRecipe(Section):
         "each",
         description="Residual and attended stages have each a loss, and the network returns their mean; or one loss on their sum.",
     )
+    detach_stages: bool | None = Field(
+        None,
+        description="The backbone learns from the residual alone; null: where it starts pre-trained and each path has its loss.",
+    )
     csra_heads: Literal[1, 2, 4, 6, 8] = Field(1, description="Attention heads of CSRA.")
     csra_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of CSRA's attention.")
     decoder_groups: PositiveInt = Field(100, description="Most queries of ML-Decoder, which share the labels.")
@@ -211,7 +215,13 @@ class ModelRecipe(Section):
             shared = {"backbone", "backbone_options", "keep_last_layers", "freeze_batch_norm", "frozen_stages"}
             return {**rivals[self.head], **self.model_dump(include=shared)}
         others = {"head", "preset", "pretrained", "weights", "init_from", "csra_heads", "csra_lambda", "decoder_groups"}
-        return {"name": "msrn", **self.model_dump(exclude=others)}
+        return {"name": "msrn", **self.model_dump(exclude=others), "detach_stages": self._detaches_stages()}
+
+    def _detaches_stages(self) -> bool:
+        if self.detach_stages is not None:
+            return self.detach_stages
+        is_pretrained = self.pretrained or self.init_from is not None
+        return is_pretrained and self.residual is not None and self.supervision == "each"
 
 
 class OptimizerRecipe(Section):
