@@ -9,7 +9,7 @@ from msrn.models.residual import AttendedHead, build_residual
 
 def test_attended_head_is_the_plain_loop() -> None:
     torch.manual_seed(0)
-    head = AttendedHead(5, 3, weight=0.7)
+    head = AttendedHead(5, 3, weight=0.7).eval()
     feature_map = torch.randn(2, 5, 3, 4)
     logits = head(feature_map)
     for image in range(2):
@@ -21,12 +21,13 @@ def test_attended_head_is_the_plain_loop() -> None:
             ]
             weights = torch.stack(scores).softmax(dim=0)
             attended = sum(weight * score for weight, score in zip(weights, scores, strict=True))
-            expected = sum(scores) / 12 + 0.7 * attended + head.linear.bias[label]
+            expected = 0.3 * sum(scores) / 12 + 0.7 * attended + head.linear.bias[label]
             torch.testing.assert_close(logits[image, label], expected)
 
 
-def test_without_attention_it_is_average_pooling() -> None:
-    head, pooled = AttendedHead(5, 3, weight=0.0), PooledHead(5, 3)
+@pytest.mark.parametrize(("weight", "is_training"), [(0.0, False), (0.7, True)])
+def test_in_training_and_without_attention_it_is_average_pooling(weight: float, is_training: bool) -> None:
+    head, pooled = AttendedHead(5, 3, weight=weight).train(is_training), PooledHead(5, 3)
     pooled.load_state_dict(head.state_dict())
     feature_map = torch.randn(2, 5, 3, 4)
     torch.testing.assert_close(head(feature_map), pooled(feature_map))
@@ -37,3 +38,9 @@ def test_residuals_by_name(name: str, kind: type) -> None:
     head = build_residual(name, 5, 3, attention=0.2)
     assert type(head) is kind
     assert head(torch.randn(2, 5, 3, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1])
+def test_weight_out_of_range(weight: float) -> None:
+    with pytest.raises(ValueError, match="residual_attention is the weight of a mean, 0 to 1"):
+        AttendedHead(5, 3, weight=weight)

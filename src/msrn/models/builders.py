@@ -89,7 +89,7 @@ def build_msrn(
         scale: Length to which the per-label classifier shrinks normalised features, which decides how fast it learns beside the
             residual where both share a loss; None leaves them as they are.
         residual: A head on the last stage beside the attended stages: "attended" (`AttendedHead`), "avg", "max" or None.
-        residual_attention: Weight of what the residual "attended" attends to.
+        residual_attention: Weight of what the residual "attended" attends to, 0 to 1.
         supervision: A loss for "each" of residual and attended stages, whose mean the network returns, or one for their "sum"; with
             the sum the classifier starts at zero, and the network as its residual.
         detach_stages: Let the backbone learn from the residual alone: the attended stages send it no gradient.
@@ -147,10 +147,10 @@ def build_msrn(
             zero_init=residual is not None and supervision == "sum",
             has_groups=has_groups,
         )
-    beside = None
-    if residual is not None:
-        beside = build_residual(residual, features.channels[-1], num_labels, attention=residual_attention)
     try:
+        beside = None
+        if residual is not None:
+            beside = build_residual(residual, features.channels[-1], num_labels, attention=residual_attention)
         return MSRN(features, label_group, guided, head, beside, supervision, detach_stages)
     except ValueError as error:
         raise ModelError(str(error)) from error

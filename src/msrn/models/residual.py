@@ -1,7 +1,8 @@
-"""The head beside MSRN's stages: it scores the last stage's positions for every label and pools the scores."""
+"""The head beside MSRN's attended stages, on the last stage as it is."""
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,32 +12,38 @@ ResidualName = Literal["attended", "avg", "max"]
 
 
 class AttendedHead(nn.Module):
-    """Average pooling, and beside it the positions at which a label scores highest.
+    """Trained as average pooling; in evaluation it also looks where a label scores highest.
 
-    A linear layer scores every position for every label: s[l, p] = w[l] · f[p]. A label's logit is the mean of its scores, plus
-    `weight` times their mean weighted by softmax_p(s[l, p]), plus a bias.
+    A linear layer scores every position for every label: s[l, p] = w[l] · f[p]. In training a label's logit is the mean of its scores
+    over positions. In evaluation it is (1 - weight) times that plus `weight` times their mean under softmax_p(s[l, p]).
 
     Args:
         channels: Channels of the feature map.
         num_labels: Labels L.
-        weight: Weight of the attended scores; 0 leaves average pooling.
+        weight: Weight of the attended scores, 0 to 1; 0 leaves average pooling.
+
+    Raises:
+        ValueError: The weight is out of range.
 
     Source: Zhu and Wu, Residual Attention: A Simple but Effective Method for Multi-Label Recognition, ICCV 2021,
-        https://arxiv.org/abs/2108.02456, equations 2 to 6, with one head.
+        https://arxiv.org/abs/2108.02456, applied to a head trained without it (section 1).
     """
 
     def __init__(self, channels: int, num_labels: int, *, weight: float = 0.3) -> None:
         super().__init__()
+        if not 0 <= weight <= 1:
+            raise ValueError(f"residual_attention is the weight of a mean, 0 to 1, got {weight}.")
         self.weight = weight
         self.linear = nn.Linear(channels, num_labels)
 
     def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of a batch of feature maps."""
+        mean: Tensor = self.linear(feature_map.mean(dim=(2, 3)))  # (B, L)
+        if self.training:
+            return mean
         positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, C)
-        scores = nn.functional.linear(positions, self.linear.weight)  # (B, P, L)
-        attended = (scores.softmax(dim=1) * scores).sum(dim=1)
-        logits: Tensor = scores.mean(dim=1) + self.weight * attended + self.linear.bias
-        return logits
+        scores = self.linear(positions)  # (B, P, L), with the bias, which no weighted mean changes
+        return torch.lerp(mean, (scores.softmax(dim=1) * scores).sum(dim=1), self.weight)
 
 
 def build_residual(name: ResidualName, channels: int, num_labels: int, *, attention: float = 0.3) -> nn.Module:

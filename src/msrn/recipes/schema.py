@@ -177,7 +177,7 @@ class ModelRecipe(Section):
     residual: Literal["attended", "avg", "max"] | None = Field(
         "attended", description="Head on the last stage, beside the attended stages."
     )
-    residual_attention: Annotated[float, Field(ge=0)] = Field(
+    residual_attention: Annotated[float, Field(ge=0, le=1)] = Field(
         0.3, description="Weight of what the residual 'attended' attends to."
     )
     supervision: Literal["each", "sum"] = Field(
