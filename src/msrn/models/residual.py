@@ -14,8 +14,8 @@ ResidualName = Literal["attended", "avg", "max"]
 class AttendedHead(nn.Module):
     """Trained as average pooling; in evaluation it also looks where a label scores highest.
 
-    A linear layer scores every position for every label: s[l, p] = w[l] · f[p]. In training a label's logit is the mean of its scores
-    over positions. In evaluation it is (1 - weight) times that plus `weight` times their mean under softmax_p(s[l, p]).
+    A linear layer scores every position for every label: s[l, p] = w[l] · f[p]. In training a label's logit is their mean over
+    positions. In evaluation it is (1 - weight) times that plus `weight` times their mean under softmax_p(s[l, p]).
 
     Args:
         channels: Channels of the feature map.
@@ -26,7 +26,7 @@ class AttendedHead(nn.Module):
         ValueError: The weight is out of range.
 
     Source: Zhu and Wu, Residual Attention: A Simple but Effective Method for Multi-Label Recognition, ICCV 2021,
-        https://arxiv.org/abs/2108.02456, applied to a head trained without it (section 1).
+        https://arxiv.org/abs/2108.02456, which adds it to trained heads too.
     """
 
     def __init__(self, channels: int, num_labels: int, *, weight: float = 0.3) -> None:
