@@ -16,12 +16,15 @@ from msrn.compare.summary import by_mAP, in_percent, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-# Results of `msrn compare`: results/NAME.json, or a folder results/NAME with comparison.json and runs/.
+# Results of `msrn compare`: a folder results/NAME with comparison.json and runs/.
 DATA = {
-    "voc2007-mobilenet": "VOC 2007, MobileNetV2 at 160 px",
+    "voc160": "VOC 2007, MobileNetV2 at 160 px",
+    "voc224": "VOC 2007, MobileNetV2 at 224 px",
     "scenes": "scenes, narrow ResNet-10 from scratch at 96 px",
 }
-COMPARISONS = sorted(path.parent.name for path in RESULTS.glob("*/comparison.json"))
+COMPARISONS = [name for name in DATA if (RESULTS / name / "comparison.json").exists()]
+# The same of MSRN as it was before its paths had a loss each.
+BOUNDS_DATA = {"voc2007-mobilenet": DATA["voc160"], "scenes": DATA["scenes"]}
 BOUNDS = {"": "bounded: norm and bound (default)", "-unbounded": "norm, no bound", "-plain": "neither, as published"}
 FORMS = {
     "attention reference": "plain form (`reference`)",
@@ -52,8 +55,8 @@ def percent(found: dict[str, Any], name: str) -> str:
 def heads() -> str:
     """Every head of every comparison, best mAP first; ablations have a page of their own."""
     rows = []
-    for name, title in DATA.items():
-        summary = read(f"{name}/comparison" if name in COMPARISONS else name)["summary"]
+    for name in COMPARISONS:
+        title, summary = DATA[name], read(f"{name}/comparison")["summary"]
         for head in by_mAP({head: own for head, own in summary.items() if head in HEADS}):
             own = summary[head]
             difference = own.get("difference", {}).get("mAP")
@@ -78,12 +81,9 @@ def comparison(name: str) -> str:
 def bounds() -> str:
     """MSRN with and without bounded scores."""
     rows = []
-    for name, title in DATA.items():
+    for name, title in BOUNDS_DATA.items():
         for suffix, what in BOUNDS.items():
-            file = name if not suffix else f"bounds/{name}{suffix}"
-            if not (RESULTS / f"{file}.json").exists():
-                continue
-            found = read(file)
+            found = read(f"bounds/{name}{suffix}")
             runs = [run for run in found["runs"] if run["head"] == "msrn"]
             validation = sum(run["val_mAP"] for run in runs) / len(runs)
             own = found["summary"]["msrn"]
@@ -298,7 +298,7 @@ def recipes() -> str:
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
-    **{f"comparison-{name}": ("docs/comparison.md", partial(comparison, name)) for name in COMPARISONS},
+    **{f"comparison-{name}": ("docs/parts.md", partial(comparison, name)) for name in COMPARISONS},
     "bounds": ("docs/attention.md", bounds),
     "goals": ("docs/attention.md", attention_goals),
     "times": ("docs/attention.md", attention_times),
