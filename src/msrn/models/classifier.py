@@ -64,7 +64,7 @@ class PerLabelClassifier(nn.Module):
         dim: Width of a label's features over all stages, S·D.
         scale: Factor on the features. Their squared length times the learning rate decides how far a step moves the logits;
             without a factor it grows with the width.
-        zero_init: Start with all weights zero, so that a residual pooled head alone decides at first.
+        zero_init: Start with all weights zero, so that the residual of a common loss alone decides at first.
         has_groups: Whether there are groups; without, the sum over groups and its weights are left out.
     """
 
