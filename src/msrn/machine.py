@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "triton")
+_PACKAGES = ("msrn", "torch", "torchvision", "timm", "lightning", "numpy", "pillow", "triton")
 
 
 def machine() -> dict[str, Any]:

@@ -203,6 +203,11 @@ def test_statistics_of_norms_come_along_and_the_graph_does_not() -> None:
         ({"dim": 16}, r"dim is 8 there and 16 here"),
         ({"num_stages": 2}, r"num_stages is None there and 2 here"),
         ({"backbone": "resnet18", "backbone_options": {}}, r"backbone is 'resnet10t' there and 'resnet18' here"),
+        (
+            {"supervision": "sum", "scale": 2.0},
+            r"supervision is None there and 'sum' here, scale is None there and 2\.0 here",
+        ),
+        ({"attention": "label"}, r"attention is None there and 'label' here"),
     ],
 )
 def test_another_architecture_is_refused(change: dict[str, Any], message: str) -> None:

@@ -42,7 +42,7 @@ def edges_of(graph: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 def test_only_training_images_are_counted(capsys, table: Path) -> None:
-    graph = graph_of(capsys, table)
+    graph = graph_of(capsys, table, "--rule", "threshold")
     counts = dict(zip(graph["labels"], graph["label_counts"], strict=True))
     assert counts == {"person": 12, "horse": 4, "cup": 12, "saucer": 3, "owl": 6}
     assert (graph["split"], graph["num_images"], len(graph["split_sha256"])) == ("train", 30, 64)
@@ -67,8 +67,15 @@ def test_rules(capsys, table: Path) -> None:
     assert lift["rule"] == "labels together more often than by chance, significance 0.1"
 
 
+def test_without_a_rule_it_is_that_of_recipes_or_of_the_setting(capsys, table: Path) -> None:
+    assert graph_of(capsys, table)["rule"] == graph_of(capsys, table, "--rule", "top-k")["rule"]
+    assert graph_of(capsys, table, "--threshold", "0.25")["rule"] == "P(j | i) >= 0.25"
+    lift = graph_of(capsys, table, "--significance", "0.1")["rule"]
+    assert lift == "labels together more often than by chance, significance 0.1"
+
+
 def test_what_is_printed(capsys, table: Path) -> None:
-    code, out, _ = run(capsys, table)
+    code, out, _ = run(capsys, table, "--rule", "threshold")
     assert code == 0
     assert "30 images of train, 5 labels; P(j | i) >= 0.4: 2 edges, 3 labels attend only to themselves" in out
     assert "what a threshold leaves of the graph" in out

@@ -19,7 +19,7 @@ from rich.console import Console
 import msrn.compare.execute as execute
 from msrn.compare import HEADS, ComparisonFolder, Executor, Plan, build_comparison, frame_of
 from msrn.compare.execute import estimate_s, progress
-from msrn.errors import TrainingError
+from msrn.errors import DataError, TrainingError
 
 STAND_IN = str(Path(__file__).parents[1] / "helpers" / "stand_in_worker.py")
 PLAN = Plan("scenes", (), (HEADS["avg_pool"], HEADS["msrn"]), num_seeds=2, rates=(0.1, 0.3))
@@ -219,3 +219,23 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# What is refused before anything is trained
+
+
+def test_tries_of_another_budget_are_refused(folder: ComparisonFolder) -> None:
+    run(folder, replace(PLAN, search_epochs=2))
+    started(folder)
+    with pytest.raises(
+        TrainingError, match=r"holds tries of learning rates of 2 epochs, these would take 3\. Give --search-ep"
+    ):
+        Executor(replace(PLAN, search_epochs=3, rates=(0.2,)), folder, Console(file=io.StringIO())).check()
+    with pytest.raises(TrainingError, match="of 2 epochs, these would take 8"):
+        Executor(PLAN, folder, Console(file=io.StringIO())).check()
+
+
+def test_a_comparison_needs_a_test_split(folder: ComparisonFolder) -> None:
+    plan = replace(PLAN, overrides=("data.test=null",))
+    with pytest.raises(DataError, match=r"reads a test split once a run, and there is none\. Name one as data\.test"):
+        Executor(plan, folder, Console(file=io.StringIO())).check()

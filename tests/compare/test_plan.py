@@ -7,6 +7,7 @@ import pytest
 from msrn.compare import ABLATIONS, HEADS, Plan, Run, Variant, drop_repeated
 from msrn.compare.plan import differences, shown_overrides
 from msrn.errors import RecipeError
+from msrn.models import PUBLISHED
 from msrn.recipes import load_recipe
 from msrn.recipes.load import without_paths
 
@@ -105,3 +106,15 @@ def test_a_run_of_an_older_version_has_the_defaults_of_keys_it_did_not_know() ->
 def test_overrides_are_shown_without_paths() -> None:
     shown = shown_overrides(["data.root=/data/VOCdevkit/", "model.weights=net.safetensors", "optimizer.lr=0.1"])
     assert shown == ["data.root=VOCdevkit", "model.weights=net.safetensors", "optimizer.lr=0.1"]
+
+
+def test_a_rate_of_an_earlier_comparison_stands_against_old_tries() -> None:
+    plan = Plan("scenes", (), (POOLED, MSRN), num_seeds=1, known_rates={"msrn": 0.03, "avg_pool": 0.1})
+    assert [run.lr for run in plan.final_runs({"msrn": 0.3})] == [0.1, 0.03]
+
+
+@pytest.mark.parametrize("recipe", ["scenes", "voc2007-mobilenet"])
+def test_msrn_as_published_is_the_published_network_under_every_recipe(recipe: str) -> None:
+    published = HEADS["msrn_published"]
+    architecture = Plan(recipe, (), (published,)).recipe_of(Run(published, 0, None)).model.architecture()
+    assert {key: architecture[key] for key in PUBLISHED} == PUBLISHED

@@ -371,6 +371,10 @@ def test_pooled_model_has_one_stage() -> None:
         ({"group_ratio": 1.5}, "group_ratio .* got 1.5"),
         ({"classifier": "mlp"}, "classifier is 'per_label' or 'joint', got 'mlp'"),
         ({"pooling": ["max"]}, "pooling has 1 entries for 3 stages"),
+        ({"residual": "atended"}, r"residual is one of attended, avg, max, or None; got 'atended'"),
+        ({"residual_attention": 2.0}, "residual_attention is the weight of a mean, 0 to 1, got 2.0"),
+        ({"supervision": "summ"}, "supervision is 'each' or 'sum', got 'summ'"),
+        ({"attention": "labels"}, "attention is a 'channel' or a 'label', got 'labels'"),
         ({"residual": None, "detach_stages": True}, "detach_stages needs a residual, from which the backbone learns"),
         ({"colour": "red"}, "the architecture 'msrn' does not fit its builder: .*colour"),
         (

@@ -44,3 +44,16 @@ def test_residuals_by_name(name: str, kind: type) -> None:
 def test_weight_out_of_range(weight: float) -> None:
     with pytest.raises(ValueError, match="residual_attention is the weight of a mean, 0 to 1"):
         AttendedHead(5, 3, weight=weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_precision_meet_a_softmax_of_single_precision(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """As under autocast on a GPU, where a linear layer computes in half precision and softmax does not."""
+    head = AttendedHead(5, 3).eval()
+    feature_map = torch.randn(2, 5, 3, 4)
+    expected = head(feature_map)
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda tensor, dim: softmax(tensor.float(), dim))
+    torch.testing.assert_close(head.to(dtype)(feature_map.to(dtype)).float(), expected, atol=0.03, rtol=0.03)

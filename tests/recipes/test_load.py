@@ -237,6 +237,7 @@ def test_published_preset_fills_only_what_is_not_said(file: Path) -> None:
     ("overrides", "is_detached"),
     [
         (["model.pretrained=true"], True),
+        (["model.weights=mobilenetv2_100.safetensors"], True),
         (["model.init_from=runs/coco/bundle"], True),
         ([], False),
         (["model.pretrained=true", "model.preset=published"], False),

@@ -228,7 +228,10 @@ def test_folder_that_is_not_empty_is_refused(finished: Any, data: Path, tmp_path
 
 def test_resuming_with_another_recipe_is_refused(finished: Any, data: Path) -> None:
     recipe = make_recipe(data, "optimizer.lr=0.1", "trainer.seed=1")
-    with pytest.raises(RecipeError, match=r"another recipe \(different: optimizer, trainer\)\. Resume with the same"):
+    with pytest.raises(
+        RecipeError,
+        match=r"another recipe \(different: optimizer\.lr 0\.\d+ -> 0\.1, trainer\.seed 0 -> 1\)\. Resume with the same",
+    ):
         train_recipe(recipe, finished[0].run_dir, resume=True)
 
 

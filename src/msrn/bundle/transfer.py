@@ -1,5 +1,6 @@
 """Start a model from a bundle with other labels: what is bound to labels starts anew, all else is kept."""
 
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from msrn.bundle.bundle import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Bundle
 from msrn.errors import BundleError, ModelError
 from msrn.hub import download
 from msrn.labels import LabelGraph
-from msrn.models import build_model
+from msrn.models import build_model, build_msrn
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,9 @@ def _check_architecture(
     if "group_ratio" in theirs and "group_ratio" in architecture:
         theirs["group_ratio"] = architecture["group_ratio"]
     expected = _sizes(theirs, label_graph, word_vectors)
-    if expected == {name: tuple(value.shape) for name, value in state.items()}:
+    if expected == {name: tuple(value.shape) for name, value in state.items()} and _scales(theirs) == _scales(
+        architecture
+    ):
         return
     both = [json.loads(json.dumps(dict(values))) for values in (theirs, architecture)]  # tuples are lists in a bundle
     keys = [
@@ -197,6 +200,14 @@ def _check_architecture(
         f"the bundle to start from has another architecture: {listed or 'it was built by another version'}. "
         "Set these keys of the model as they are there, or leave init_from out."
     )
+
+
+def _scales(architecture: Mapping[str, Any]) -> list[Any]:
+    """What decides which size an MSRN's weights have, though no tensor's shape shows it."""
+    if architecture.get("name") != "msrn":
+        return []
+    defaults = inspect.signature(build_msrn).parameters
+    return [architecture.get(key, defaults[key].default) for key in ("scale", "supervision", "attention")]
 
 
 def _find_bonds(

@@ -33,7 +33,9 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change for all.", show_default=False),
     ] = None,
-    heads: Annotated[str, typer.Option(metavar="NAMES", help="What is compared, joined by commas.")] = DEFAULT_HEADS,
+    heads: Annotated[
+        str, typer.Option(metavar="NAMES", help="What is compared, joined by commas; ablations go by name too.")
+    ] = DEFAULT_HEADS,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from 0.")] = 3,
     lrs: Annotated[
         str | None,
@@ -51,7 +53,10 @@ def compare(
         typer.Option(metavar="DIR", help="Take the rates that an earlier comparison found.", show_default=False),
     ] = None,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="Also MSRN without or with another of its parts.")
+        bool,
+        typer.Option(
+            "--ablations", help="Also MSRN without or with another of its parts; docs/comparison.md lists them."
+        ),
     ] = False,
     search_ablations: Annotated[
         bool, typer.Option("--search-ablations", help="Each ablation tries the rates too, instead of taking MSRN's.")

@@ -26,7 +26,9 @@ EPILOG = """Examples:
 
   msrn labels graph /data/VOCdevkit
 
-  msrn labels graph /data/VOCdevkit --split train --split val --rule top-k --json graph.json --picture graph.svg
+  msrn labels graph /data/VOCdevkit --split train --split val --json graph.json --picture graph.svg
+
+  msrn labels graph /data/VOCdevkit --rule threshold --threshold 0.4
 
   msrn labels graph photos.csv --rule lift --significance 0.001 --json - | jq .labels_alone
 
@@ -42,14 +44,21 @@ def graph(
         typer.Option(help="Split to count; give it twice to count both. By default train.", show_default=False),
     ] = None,
     rule: Annotated[
-        Literal["threshold", "top-k", "lift", "identity"],
+        Literal["top-k", "threshold", "lift", "identity"] | None,
         typer.Option(
-            help="Which labels have an edge: as published, the likeliest, those together beyond chance, or none."
+            help="Which labels have an edge: the likeliest, as published, those together beyond chance, or none. By default top-k, "
+            "as in recipes, or the rule whose setting is given.",
+            show_default=False,
         ),
-    ] = "threshold",
-    threshold: Annotated[float, typer.Option(help="Least P(j | i) of an edge, for --rule threshold.")] = 0.4,
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Least P(j | i) of an edge, for --rule threshold; published 0.4.", show_default=False),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Edges from each label, for --rule top-k.")] = 3,
-    significance: Annotated[float, typer.Option(help="Share of false edges, for --rule lift.")] = 0.01,
+    significance: Annotated[
+        float | None, typer.Option(help="Share of false edges, for --rule lift; 0.01 unless given.", show_default=False)
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the graph as JSON, for a recipe; '-' prints it."),
@@ -80,6 +89,10 @@ def graph(
     check_outputs(source, **{"--json": json_file, "--picture": picture})
     if picture is not None:
         check_picture(picture)
+    if rule is None:
+        rule = "threshold" if threshold is not None else "lift" if significance is not None else "top-k"
+    threshold = 0.4 if threshold is None else threshold
+    significance = 0.01 if significance is None else significance
     if not 0 < threshold <= 1:
         raise typer.BadParameter(f"a probability above 0 and at most 1, got {threshold}", param_hint="--threshold")
     if not 0 < significance < 1:

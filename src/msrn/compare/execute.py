@@ -16,6 +16,7 @@ from msrn.compare.folder import JOB_FILE, LOG_FILE, ComparisonFolder, Record
 from msrn.compare.plan import Plan, Run, shown_overrides
 from msrn.compare.report import check_splits
 from msrn.compare.summary import best_rates, duration
+from msrn.errors import DataError, TrainingError
 from msrn.files import write_json
 from msrn.recipes.load import without_paths
 from msrn.recipes.splits import read_splits
@@ -60,14 +61,30 @@ class Executor:
         """Read the data, and refuse runs that were made with another recipe or on other images.
 
         Raises:
-            TrainingError: A run was made, or begun, with another recipe.
-            DataError: The data cannot be read, or has changed.
+            TrainingError: A run was made, or begun, with another recipe, or tries of the learning rate took other epochs.
+            DataError: The data cannot be read, has changed, or has no test split.
         """
         records = self.folder.records()
+        self._check_budget(records)
         finals = self.plan.final_runs(best_rates(records))
         self.folder.check(self.plan, [*self.plan.search_runs(), *finals])
-        self._today = [{"splits": read_splits(self.plan.base, self.console).record()}]
+        splits = read_splits(self.plan.base, self.console)
+        if splits.test is None:
+            raise DataError(
+                "a comparison reads a test split once a run, and there is none. Name one as data.test, as in data.test=val; "
+                "validation images are then held out of train."
+            )
+        self._today = [{"splits": splits.record()}]
         check_splits([*records, *self._today])
+
+    def _check_budget(self, records: Iterable[Record]) -> None:
+        epochs = self.plan.search_epochs or self.plan.base.trainer.max_epochs
+        before = {record["recipe"]["trainer"]["max_epochs"] for record in records if record["is_search"]}
+        if self.plan.rates and before - {epochs}:
+            raise TrainingError(
+                f"{self.folder.path} holds tries of learning rates of {min(before - {epochs})} epochs, these would take {epochs}. "
+                "Give --search-epochs as before, or another folder by --out."
+            )
 
     def run(self) -> None:
         """Search the learning rates, then train every variant with every seed.

@@ -133,7 +133,7 @@ class Plan:
         ]
 
     def _rate(self, variant: Variant, found: dict[str, float]) -> float | None:
-        rates = self.known_rates | found
+        rates = found | self.known_rates
         source = self.rate_source(variant)
         return rates.get(variant.name if source in ("earlier", "search") else source)
 

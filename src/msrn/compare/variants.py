@@ -33,6 +33,8 @@ def _named(variants: Iterable[Variant]) -> dict[str, Variant]:
 
 REFERENCE = "msrn"
 _DEFAULT_MSRN = ("model.head=msrn", "model.preset=default")
+# A recipe's own width and pooling would stand against the preset.
+_PUBLISHED_MSRN = ("model.head=msrn", "model.preset=published", "model.dim=512", "model.pooling=max")
 
 HEADS = _named(
     [
@@ -42,7 +44,7 @@ HEADS = _named(
         # Edges by the published rule, as its paper has them.
         Variant("ml_gcn", "ML-GCN", ("model.head=ml_gcn", "labels.rule=threshold", "labels.threshold=0.4")),
         Variant("ml_decoder", "ML-Decoder", ("model.head=ml_decoder",)),
-        Variant("msrn_published", "MSRN as published", ("model.head=msrn", "model.preset=published")),
+        Variant("msrn_published", "MSRN as published", _PUBLISHED_MSRN),
         Variant(REFERENCE, "MSRN", _DEFAULT_MSRN),
     ]
 )

@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from msrn.compare.plan import differences
 from msrn.errors import MSRNError, NonFiniteLossError
 from msrn.files import replace_file, write_json
 from msrn.machine import machine
+from msrn.recipes import load_recipe
+from msrn.recipes.load import save_recipe
 from msrn.recipes.run import METRICS_FILE, RECIPE_FILE, RunResult, train_recipe
 from msrn.recipes.schema import Recipe, validate_recipe
 from msrn.recipes.splits import read_splits
@@ -39,6 +42,10 @@ def carry_out(job: dict[str, Any]) -> dict[str, Any]:
     is_begun = (run_dir / RECIPE_FILE).is_file()
     if not is_begun:
         shutil.rmtree(run_dir, ignore_errors=True)  # killed before it had written its recipe
+    elif not differences(load_recipe(run_dir / RECIPE_FILE).model_dump(mode="json"), recipe):
+        save_recipe(
+            recipe, run_dir / RECIPE_FILE
+        )  # begun by an earlier version, with other defaults of what its head ignores
     result = train_recipe(recipe, run_dir, resume=is_begun, console=Console(width=120))
     if job["predictions"] is not None and result.test is not None:
         _keep_predictions(recipe, result, Path(job["predictions"]))

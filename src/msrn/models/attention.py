@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -91,7 +91,7 @@ class SemanticGuidedAttention(nn.Module):
         backend: The form of `semantic_guided_attention`.
 
     Raises:
-        ValueError: A list of settings is not as long as the list of stages.
+        ValueError: A list of settings is not as long as the list of stages, or the kind is unknown.
 
     Source: MSRN, https://arxiv.org/abs/2106.11596, section 3.4.
     """
@@ -109,6 +109,8 @@ class SemanticGuidedAttention(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        if kind not in get_args(AttentionKind):
+            raise ValueError(f"attention is a 'channel' or a 'label', got {kind!r}.")
         self.is_bounded = is_bounded
         self.kind: AttentionKind = kind
         self.backend: Backend = backend

@@ -91,7 +91,7 @@ def build_msrn(
         residual: A head on the last stage beside the attended stages: "attended" (`AttendedHead`), "avg", "max" or None.
         residual_attention: Weight of what the residual "attended" attends to, 0 to 1.
         supervision: A loss for "each" of residual and attended stages, whose mean the network returns, or one for their "sum"; with
-            the sum the classifier starts at zero, and the network as its residual.
+            the sum a per-label classifier starts at zero, and the network as its residual.
         detach_stages: Let the backbone learn from the residual alone: the attended stages send it no gradient.
 
     Raises:

@@ -1,7 +1,7 @@
 """The assembly: a Multi-layered Semantic Representation Network from finished parts."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -26,12 +26,14 @@ class MSRN(nn.Module):
         classifier: From pooled features to logits.
         residual: A head on the last stage beside them, or None as published.
         supervision: What the loss sees of a network with a residual. "each": attended stages and residual have each a loss on
-            their own logits, and the network returns the mean of these, whose loss is at most the mean of theirs (deep
-            supervision, Lee et al., https://arxiv.org/abs/1409.5185). "sum": the network returns the sum, and that has the loss.
+            their own logits, and the network returns the mean of these (deep supervision, Lee et al.,
+            https://arxiv.org/abs/1409.5185); cross-entropy is convex, so the mean's is at most the mean of theirs. "sum": the
+            network returns the sum, and that has the loss.
         detach_stages: The attended stages send no gradient to the backbone, which then learns from the residual alone.
 
     Raises:
-        ValueError: The stages are detached and there is no residual, so the backbone would not learn.
+        ValueError: The supervision is neither, or the stages are detached and there is no residual, so the backbone would not
+            learn.
 
     Example:
         `msrn.models.build_msrn(label_graph, backbone="resnet18")` builds the parts; `msrn_resnet101` is the published network.
@@ -51,6 +53,8 @@ class MSRN(nn.Module):
         detach_stages: bool = False,
     ) -> None:
         super().__init__()
+        if supervision not in get_args(Supervision):
+            raise ValueError(f"supervision is 'each' or 'sum', got {supervision!r}.")
         if detach_stages and residual is None:
             raise ValueError("detach_stages needs a residual, from which the backbone learns; there is none.")
         self.backbone = backbone

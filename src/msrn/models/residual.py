@@ -1,14 +1,14 @@
 """The head beside MSRN's attended stages, on the last stage as it is."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from msrn.models.baselines import PooledHead
 
 ResidualName = Literal["attended", "avg", "max"]
+RESIDUALS = get_args(ResidualName)
 
 
 class AttendedHead(nn.Module):
@@ -42,12 +42,19 @@ class AttendedHead(nn.Module):
         if self.training:
             return mean
         positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, C)
-        scores = self.linear(positions)  # (B, P, L), with the bias, which no weighted mean changes
-        return torch.lerp(mean, (scores.softmax(dim=1) * scores).sum(dim=1), self.weight)
+        scores: Tensor = self.linear(positions)  # (B, P, L), with the bias, which no weighted mean changes
+        attended = (scores.softmax(dim=1) * scores).sum(dim=1)  # float32 under autocast of a GPU
+        return (1 - self.weight) * mean + self.weight * attended
 
 
 def build_residual(name: ResidualName, channels: int, num_labels: int, *, attention: float = 0.3) -> nn.Module:
-    """The head of this name; `attention` is the weight of what an "attended" one attends to."""
+    """The head of this name; `attention` is the weight of what an "attended" one attends to.
+
+    Raises:
+        ValueError: There is no such head, or the weight is out of range.
+    """
+    if name not in RESIDUALS:
+        raise ValueError(f"residual is one of {', '.join(RESIDUALS)}, or None; got {name!r}.")
     if name == "attended":
         return AttendedHead(channels, num_labels, weight=attention)
     return PooledHead(channels, num_labels, pooling=name)

@@ -1,6 +1,6 @@
 """The reference of every recipe key, made from the schema: `python -m msrn.recipes.reference > docs/recipes.md`."""
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from msrn.recipes.load import list_recipes, recipe_title
 from msrn.recipes.schema import Recipe, Section
@@ -36,9 +36,23 @@ def recipe_reference() -> str:
                 "|---|---|---|",
             ]
             for key, below in section.model_fields.items():
-                lines.append(f"| `{name}.{key}` | `{_shown(below.default)}` | {below.description} |")
+                lines.append(
+                    f"| `{name}.{key}` | `{_shown(below.default)}` | {below.description}{_choices(below.annotation)} |"
+                )
             lines.append("")
     return "\n".join(lines)
+
+
+def _choices(annotation: Any) -> str:
+    """The words that a key takes, where it takes no others of its kind."""
+    words = [f"`{word}`" for word in _words(annotation)]
+    return f" One of {', '.join(words)}." if len(words) > 1 else ""
+
+
+def _words(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return list(dict.fromkeys(word for own in get_args(annotation) for word in _words(own)))
 
 
 def _shown(value: Any) -> str:

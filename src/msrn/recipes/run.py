@@ -207,8 +207,8 @@ def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
         )
     before = load_recipe(saved)
     if before != recipe:
-        old, new = before.model_dump(), recipe.model_dump()
-        changed = [key for key in new if old[key] != new[key]]
+        old, new = before.by_dotted_key(), recipe.by_dotted_key()
+        changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
         raise RecipeError(
             f"{run_dir} was started with another recipe (different: {', '.join(changed)}). "
             "Resume with the same recipe and overrides, or start a new run with another --out."

@@ -178,15 +178,17 @@ class ModelRecipe(Section):
         "attended", description="Head on the last stage, beside the attended stages."
     )
     residual_attention: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.3, description="Weight of what the residual 'attended' attends to."
+        0.3, description="Of residual 'attended': weight of the attended scores beside their mean, in evaluation."
     )
     supervision: Literal["each", "sum"] = Field(
         "each",
-        description="Residual and attended stages have each a loss, and the network returns their mean; or one loss on their sum.",
+        description="'each': attended stages and residual have a loss each, and the network returns the mean of their logits. "
+        "'sum': it returns the sum of their logits, which has one loss.",
     )
     detach_stages: bool | None = Field(
         None,
-        description="The backbone learns from the residual alone; null: where it starts pre-trained and each path has its loss.",
+        description="Stop the gradient of the attended stages ahead of the backbone, which then learns from the residual alone. "
+        "null: where the backbone starts pre-trained and a residual has a loss of its own.",
     )
     csra_heads: Literal[1, 2, 4, 6, 8] = Field(1, description="Attention heads of CSRA.")
     csra_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of CSRA's attention.")
@@ -220,7 +222,7 @@ class ModelRecipe(Section):
     def _detaches_stages(self) -> bool:
         if self.detach_stages is not None:
             return self.detach_stages
-        is_pretrained = self.pretrained or self.init_from is not None
+        is_pretrained = self.pretrained or self.weights is not None or self.init_from is not None
         return is_pretrained and self.residual is not None and self.supervision == "each"
 
 
@@ -332,6 +334,13 @@ class Recipe(Section):
         if isinstance(model, dict) and isinstance(labels, dict) and model.get("preset") == "published":
             return {**values, "labels": {"rule": "threshold", **labels}}
         return values
+
+    def by_dotted_key(self) -> dict[str, Any]:
+        """Every value by its dotted key, as overrides name it."""
+        sections = {name: value for name, value in self.model_dump().items() if isinstance(value, dict)}
+        return {"name": self.name} | {
+            f"{name}.{key}": value for name, own in sections.items() for key, value in own.items()
+        }
 
     @model_validator(mode="after")
     def _splits_differ(self) -> "Recipe":

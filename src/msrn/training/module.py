@@ -94,7 +94,7 @@ class MSRNModule(pl.LightningModule):
             total = share + penalty  # the group loss is the same everywhere, and its mean too
         elif not is_finite:
             raise self._not_finite("loss", total, "batch", batch_index, batch, torch.stack(paths).sum(0))
-        self.log("train/loss", total / len(paths), on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        self.log("train/loss", total, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return total
 
     def on_after_backward(self) -> None:
