@@ -1,10 +1,10 @@
 """What each part of a trained MSRN does to its predictions: the part is taken out, nothing is trained again.
 
-    python benchmarks/parts.py runs/voc2007-mobilenet/bundle /data/VOCdevkit val --json benchmarks/results/parts-voc2007.json
+    python benchmarks/parts.py /data/VOCdevkit val runs/voc-160/training/msrn-seed*/run/bundle --json parts.json
 
-For each part: the mean and greatest change of a probability, the images whose first label changes, and the mAP without it. It
-tells whether a trained network uses a part, not what the part is worth: for that a network is trained without it (`msrn compare
---ablations`).
+For each part, on average over the bundles: the mean and greatest change of a probability, the images whose first label changes, and
+the mAP without it. It tells whether a trained network uses a part, not what the part is worth: for that a network is trained without
+it (`msrn compare --ablations`).
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import msrn
+from msrn.compare.summary import mean_and_std
 from msrn.data.loader import build_loader
 from msrn.files import write_json
 from msrn.machine import machine
@@ -63,7 +64,7 @@ def heads_without(model: MSRN) -> dict[str, Head]:
     found |= {f"stage of stride {stride}": head(whole, stage=index) for index, stride in enumerate(strides)}
     if model.residual is not None:
         found["residual"] = head(whole, residual=False)
-        found["everything but the residual"] = lambda feature_maps: model.residual(feature_maps[-1])
+        found["attended stages (residual alone)"] = lambda feature_maps: model.residual(feature_maps[-1])
     return found
 
 
@@ -96,18 +97,23 @@ def measure(bundle_path: str, data: str, split: str, batch_size: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
     parser.add_argument("data")
     parser.add_argument("split")
+    parser.add_argument("bundles", nargs="+", help="one a seed")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    found = measure(args.bundle, args.data, args.split, args.batch_size)
-    write_json(args.json, {"machine": machine(), **found})
-    for name, row in found["without"].items():
+    found = [measure(bundle, args.data, args.split, args.batch_size) for bundle in args.bundles]
+    rows = [own.pop("without") for own in found]
+    without = {
+        name: {key: mean_and_std([row[name][key] for row in rows]) for key in value} for name, value in rows[0].items()
+    }
+    write_json(args.json, {"machine": machine(), **found[0], "bundles": len(found), "without": without})
+    for name, row in without.items():
         print(
-            f"{name:58} mAP {100 * row['mAP']:6.2f}  probabilities move by {row['mean_change']:.4f} on average, "
-            f"{row['greatest_change']:.3f} at most, first label changes on {100 * row['first_label_changes']:.1f} %"
+            f"{name:58} mAP {100 * row['mAP']['mean']:6.2f}  probabilities move by {row['mean_change']['mean']:.4f} on average, "
+            f"{row['greatest_change']['mean']:.3f} at most, first label changes on "
+            f"{100 * row['first_label_changes']['mean']:.1f} %"
         )
 
 

@@ -78,6 +78,21 @@ def comparison(name: str) -> str:
     return markdown(read(f"{name}/comparison"))
 
 
+def parts(name: str) -> str:
+    """What a trained MSRN does without each of its parts."""
+    rows = [
+        [
+            part,
+            in_percent(own["mAP"]),
+            f"{own['mean_change']['mean']:.4f}",
+            f"{own['greatest_change']['mean']:.2f}",
+            f"{100 * own['first_label_changes']['mean']:.1f} %",
+        ]
+        for part, own in read(f"parts-{name}")["without"].items()
+    ]
+    return lines(["without", "mAP", "a probability moves by", "at most", "first label changes"], rows)
+
+
 def bounds() -> str:
     """MSRN with and without bounded scores."""
     rows = []
@@ -299,6 +314,11 @@ def recipes() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
     **{f"comparison-{name}": ("docs/parts.md", partial(comparison, name)) for name in COMPARISONS},
+    **{
+        f"parts-{name}": ("docs/parts.md", partial(parts, name))
+        for name in COMPARISONS
+        if (RESULTS / f"parts-{name}.json").exists()
+    },
     "bounds": ("docs/attention.md", bounds),
     "goals": ("docs/attention.md", attention_goals),
     "times": ("docs/attention.md", attention_times),
