@@ -2,8 +2,8 @@
 
     python benchmarks/parts.py /data/VOCdevkit val runs/voc-160/training/msrn-seed*/run/bundle --json parts.json
 
-For each part, on average over the bundles: the mean and greatest change of a probability, the images whose first label changes, and
-the mAP without it. It tells whether a trained network uses a part, not what the part is worth: for that a network is trained without
+For each part, on average over the bundles: the mean and greatest change of a probability, the images whose first label changes,
+and the mAP without it. It tells whether a trained network uses a part, not what the part is worth: for that one is trained without
 it (`msrn compare --ablations`).
 """
 
