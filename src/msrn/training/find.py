@@ -222,16 +222,9 @@ def _tuned_trainer(settings: TrainerSettings, *, max_epochs: int) -> Iterator[pl
     quiet = redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO())
     with tempfile.TemporaryDirectory() as folder, quiet_lightning(), quiet:
         yield pl.Trainer(
+            **settings.trainer_arguments(),
             max_epochs=max_epochs,
-            gradient_clip_val=settings.gradient_clip,
-            accumulate_grad_batches=settings.accumulate,
-            precision=settings.precision,
-            accelerator=settings.accelerator,
             devices=1,
-            logger=False,
-            num_sanity_val_steps=0,
             enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
             default_root_dir=folder,
         )

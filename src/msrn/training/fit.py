@@ -79,6 +79,19 @@ class TrainerSettings:
     sync_batch_norm: bool | None = None
     seed: int = 0
 
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of Lightning's trainer that a run and a trial of it share."""
+        return {
+            "gradient_clip_val": self.gradient_clip,
+            "accumulate_grad_batches": self.accumulate,
+            "precision": self.precision,
+            "accelerator": self.accelerator,
+            "logger": False,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+        }
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -154,15 +167,8 @@ def fit(
     callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), checkpoints]
     with quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
-            **{"accelerator": trainer_settings.accelerator, **plan.trainer_arguments()},
+            **{**trainer_settings.trainer_arguments(), **plan.trainer_arguments()},
             max_epochs=trainer_settings.max_epochs,
-            gradient_clip_val=trainer_settings.gradient_clip,
-            accumulate_grad_batches=trainer_settings.accumulate,
-            precision=trainer_settings.precision,
-            logger=False,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=False,
             callbacks=callbacks,
             default_root_dir=run_dir,
         )

@@ -70,19 +70,12 @@ def try_training(
         torch.cuda.reset_peak_memory_stats()
     with quiet_lightning():
         trainer = pl.Trainer(
+            **settings.trainer_arguments(),
             max_epochs=1,
             limit_train_batches=min(len(train_loader), 1 + _TIMED_BATCHES),
             limit_val_batches=1,
-            gradient_clip_val=settings.gradient_clip,
-            accumulate_grad_batches=settings.accumulate,
-            precision=settings.precision,
-            accelerator=settings.accelerator,
             devices=1,
-            logger=False,
-            num_sanity_val_steps=0,
             enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
             callbacks=[clock],
         )
         try:
