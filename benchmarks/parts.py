@@ -33,7 +33,7 @@ def heads_without(model: MSRN) -> dict[str, Head]:
     """The head as it is, and without each of its parts."""
     whole = model.embed()
     labels, groups, assignment = whole
-    identity = torch.zeros_like(model.label_group.adjacency)
+    identity = torch.eye(len(labels), dtype=labels.dtype, device=labels.device)
     kept = model.label_group.adjacency.clone()
     model.label_group.adjacency.copy_(identity)
     without_graph = model.label_group()
