@@ -1,6 +1,6 @@
-"""Average pooling given the attention of MSRN's residual after its training: what MSRN has ahead of it by labels, groups and stages.
+"""Average pooling given the attention of MSRN's residual after training: what is left are labels, groups and stages.
 
-    python benchmarks/attend_afterwards.py /data/VOCdevkit val runs/voc-160/training/avg_pool-seed*/run/bundle --json afterwards.json
+    python benchmarks/attend_afterwards.py /data/VOCdevkit val runs/160/training/avg_pool-seed*/run/bundle --json out.json
 
 Nothing is trained and nothing is chosen: the weight is MSRN's default.
 """
@@ -26,7 +26,7 @@ from msrn.predict.evaluate import read_labelled
 
 @torch.no_grad()
 def measure(bundle: str, data: str, split: str) -> dict[str, float]:
-    """mAP of a trained pooled head, as it is and with attention."""
+    """The mAP of a trained pooled head, as it is and with attention."""
     predictor = msrn.load(bundle)
     model = predictor.bundle.model.eval()
     assert isinstance(model, Classifier), "a pooled head is measured, this bundle holds another"
