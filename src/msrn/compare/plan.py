@@ -10,7 +10,7 @@ from msrn.compare.variants import REFERENCE, Variant
 from msrn.errors import RecipeError
 from msrn.recipes import Recipe, load_recipe
 from msrn.recipes.load import PATH_KEYS, without_paths
-from msrn.recipes.schema import validate_recipe
+from msrn.recipes.schema import changed_values, validate_recipe
 
 SEARCH_SEED = 0
 # What may change between the runs of a comparison: it touches speed, not results.
@@ -182,8 +182,7 @@ def differences(before: dict[str, Any], recipe: Recipe) -> list[str]:
         old = settings(validate_recipe(before))
     except RecipeError as error:
         return [str(error)]
-    new = settings(recipe)
-    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    return changed_values(old, settings(recipe))
 
 
 def shown_overrides(overrides: Sequence[str]) -> list[str]:

@@ -41,9 +41,10 @@ class AttendedHead(nn.Module):
         mean: Tensor = self.linear(feature_map.mean(dim=(2, 3)))  # (B, L)
         if self.training:
             return mean
-        positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, C)
-        scores: Tensor = self.linear(positions)  # (B, P, L), with the bias, which no weighted mean changes
-        attended = (scores.softmax(dim=1) * scores).sum(dim=1)  # float32 under autocast of a GPU
+        weight = self.linear.weight[:, :, None, None]
+        # (B, L, P), with the bias, which no weighted mean changes
+        scores = nn.functional.conv2d(feature_map, weight, self.linear.bias).flatten(2)
+        attended = (scores.softmax(dim=2) * scores).sum(dim=2)  # float32 under autocast of a GPU
         return (1 - self.weight) * mean + self.weight * attended
 
 

@@ -20,7 +20,7 @@ from msrn.predict import Predictor, evaluate, evaluation_protocol
 from msrn.processes import is_first_process
 from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe, start_from_bundle
 from msrn.recipes.load import load_recipe, save_recipe, without_paths
-from msrn.recipes.schema import Recipe
+from msrn.recipes.schema import Recipe, changed_values
 from msrn.recipes.semantics import read_label_graph, read_word_vectors, semantics_hash
 from msrn.recipes.splits import Splits, read_splits
 from msrn.training import TrainerSettings, fit
@@ -207,8 +207,7 @@ def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
         )
     before = load_recipe(saved)
     if before != recipe:
-        old, new = before.by_dotted_key(), recipe.by_dotted_key()
-        changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+        changed = changed_values(before.by_dotted_key(), recipe.by_dotted_key())
         raise RecipeError(
             f"{run_dir} was started with another recipe (different: {', '.join(changed)}). "
             "Resume with the same recipe and overrides, or start a new run with another --out."

@@ -351,6 +351,11 @@ class Recipe(Section):
         return self
 
 
+def changed_values(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two recipes by dotted keys, in words."""
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
 def validate_recipe(values: dict[str, Any], *, origin: str = "the recipe") -> Recipe:
     """Turn plain values into a recipe.
 
