@@ -123,6 +123,17 @@ def test_runs_on_other_images_are_not_compared() -> None:
         check_splits([*RECORDS, other])
 
 
+def test_the_version_of_msrn_makes_no_other_machine(comparison: dict[str, Any]) -> None:
+    def machines(**versions: str) -> list[Any]:
+        first, *rest = RECORDS
+        machine = {**first["machine"], "versions": {**first["machine"]["versions"], **versions}}
+        found: list[Any] = build_comparison(frame_of(PLAN), [{**first, "machine": machine}, *rest])["protocol"]["machines"]
+        return found
+
+    assert len(machines(msrn="0.2.0")) == 1
+    assert len(machines(torch="0.1")) == 2
+
+
 def test_the_picture(comparison: dict[str, Any], tmp_path: Any) -> None:
     for suffix in ("svg", "png"):
         path = tmp_path / f"heads.{suffix}"

@@ -82,7 +82,7 @@ def build_comparison(frame: dict[str, Any], records: Sequence[Record]) -> dict[s
             "chosen_by": longest and longest["chosen_by"],
             "evaluation": _evaluation(longest),
             "splits": longest["splits"] if longest else {},
-            "machines": _distinct([record["machine"] for record in finished]),
+            "machines": _distinct([_without_own_version(record["machine"]) for record in finished]),
         },
         "variants": variants,
         "summary": summary,
@@ -171,6 +171,12 @@ def _num_pending(frame: dict[str, Any], records: Sequence[Record]) -> int:
 
 def _rate(record: Record) -> float:
     return float(record["lr"])
+
+
+def _without_own_version(machine: dict[str, Any]) -> dict[str, Any]:
+    """A machine and what is installed there, apart from msrn itself: its version says nothing of times."""
+    versions = {name: version for name, version in machine["versions"].items() if name != "msrn"}
+    return {**machine, "versions": versions}
 
 
 def _distinct(values: list[dict[str, Any]]) -> list[dict[str, Any]]:

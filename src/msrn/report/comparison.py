@@ -36,7 +36,10 @@ def save_comparison(comparison: dict[str, Any], path: str | Path) -> None:
     figure = _draw(comparison)
     data = io.BytesIO()
     if path.suffix.lower() == ".svg":
-        figure.savefig(data, format="svg", metadata={"Date": None}, facecolor="white")
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same comparison is the same file
+            figure.savefig(data, format="svg", metadata={"Date": None}, facecolor="white")
     else:
         figure.savefig(data, format="png", dpi=100, facecolor="white")
     write_bytes(path, data.getvalue())
