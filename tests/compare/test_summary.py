@@ -127,7 +127,9 @@ def test_the_version_of_msrn_makes_no_other_machine(comparison: dict[str, Any]) 
     def machines(**versions: str) -> list[Any]:
         first, *rest = RECORDS
         machine = {**first["machine"], "versions": {**first["machine"]["versions"], **versions}}
-        found: list[Any] = build_comparison(frame_of(PLAN), [{**first, "machine": machine}, *rest])["protocol"]["machines"]
+        found: list[Any] = build_comparison(frame_of(PLAN), [{**first, "machine": machine}, *rest])["protocol"][
+            "machines"
+        ]
         return found
 
     assert len(machines(msrn="0.2.0")) == 1
