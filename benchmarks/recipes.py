@@ -1,4 +1,4 @@
-"""What the recipes of the published data sets take, counted without data, weights or a GPU.
+"""What the recipes take, counted without data, weights or a GPU.
 
     python benchmarks/recipes.py --json benchmarks/results/recipes.json [RECIPE ...]
 
@@ -26,6 +26,7 @@ DATA = {
     "voc2007": (20, 2_501),
     "coco2014": (80, 82_081 - 4_104),  # a twentieth is held out
     "nuswide": (81, 161_789 - 8_089),  # likewise
+    "scenes": (25, 2_000),
     "apparel": (11, 7_970),  # 0.7 of 11,385, as `msrn data split --val 0.1 --test 0.2` leaves
 }
 
@@ -35,11 +36,13 @@ def data_of(name: str) -> tuple[int, int] | None:
 
 
 def build(recipe: Recipe, num_labels: int) -> torch.nn.Module:
-    """The recipe's model on the meta device, for that many labels and 300-dimensional word vectors."""
+    """The recipe's model on the meta device, with word vectors as wide as those of co-occurrence are."""
     zeros = torch.zeros(num_labels, num_labels, dtype=torch.long)
     graph = LabelGraph(tuple(map(str, range(num_labels))), zeros, zeros[0])
     with torch.device("meta"):
-        return build_model(recipe.model.architecture(), graph, torch.zeros(num_labels, 300))
+        return build_model(
+            recipe.model.architecture(), graph, torch.zeros(num_labels, min(num_labels, recipe.labels.vector_dim))
+        )
 
 
 def count(recipe: Recipe, num_labels: int, num_images: int) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def main() -> None:
     for name in args.recipes:
         facts = data_of(name)
         if facts is None:
-            parser.error(f"{name} is no recipe of a published data set")
+            parser.error(f"{name} is no recipe of a data set whose size is known")
         results[name] = count(load_recipe(name), *facts)
         own = results[name]
         print(

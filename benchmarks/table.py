@@ -84,7 +84,7 @@ def parts(name: str) -> str:
         [
             part,
             in_percent(own["mAP"]),
-            f"{own['mean_change']['mean']:.4f}",
+            f"{own['mean_change']['mean']:.4f} ± {own['mean_change']['std']:.4f}",
             f"{own['greatest_change']['mean']:.2f}",
             f"{100 * own['first_label_changes']['mean']:.1f} %",
         ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from msrn.errors import MSRNError
-from msrn.files import JSONLinesWriter, replace_file, replace_folder, write_json, write_text
+from msrn.files import JSONLinesWriter, check_can_write, replace_file, replace_folder, write_json, write_text
 
 
 def names_in(folder: Path) -> set[str]:
@@ -109,3 +109,43 @@ def test_names_of_files_in_another_encoding_can_be_written(tmp_path):
     assert (tmp_path / "names.txt").read_bytes() == b"caf\xe9.jpg\n"
     write_json(tmp_path / "names.json", {"path": name})
     assert json.loads((tmp_path / "names.json").read_text()) == {"path": name}
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """What a power cut leaves: a rename may reach the disk before the content, unless that was asked for first."""
+    steps = []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(handle):
+        steps.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
+        real_sync(handle)
+
+    def replace(self, target):
+        steps.append(("replace", str(target)))
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_text(tmp_path / "note.txt", "new")
+    kinds = [kind for kind, _ in steps]
+    assert kinds == ["sync", "replace", "sync"]
+    assert steps[0][1].startswith(str(tmp_path / ".note.txt."))
+    assert steps[2][1] == str(tmp_path)
+    steps.clear()
+    with replace_folder(tmp_path / "bundle") as folder:
+        (folder / "weights").write_text("numbers")
+    names = [Path(name).name for kind, name in steps]
+    assert names[0] == "weights"
+    assert [kind for kind, _ in steps][-2:] == ["replace", "sync"]
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path):
+    check_can_write("--json", None)
+    check_can_write("--json", Path("-"))
+    check_can_write("--json", tmp_path / "new" / "result.json")
+    assert not (tmp_path / "new" / "result.json").exists()
+    with pytest.raises(MSRNError, match=r"--json .* is a folder"):
+        check_can_write("--json", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MSRNError, match="cannot be written"):
+        check_can_write("--json", tmp_path / "file" / "result.json")

@@ -1,5 +1,6 @@
 """Writing files so that they are whole or absent: to a temporary name first, then renamed."""
 
+import errno
 import glob
 import json
 import os
@@ -65,11 +66,54 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         share_file(temporary)
-        temporary.replace(path)
+        put_in_place(temporary, path)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file so that after a power cut its name holds the old content or the new, whole.
+
+    Without this a file system may write the new name before the content.
+    """
+    _flush(temporary)
+    temporary.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have what a file or a folder holds written to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on Windows, which needs no more than the rename
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES):  # cannot be asked for here
+            raise
+    finally:
+        os.close(handle)
+
+
+def check_can_write(option: str, path: Path | None) -> None:
+    """Refuse a file that could not be written at the end, before the work is done for it; `-` is standard output.
+
+    Raises:
+        MSRNError: It is a folder, or its folder cannot be written; the message names the option.
+    """
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir():
+        raise MSRNError(f"{option} {path} is a folder. Give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 @contextmanager
@@ -88,6 +132,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         raise _not_written(path, error) from error
     try:
         yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _flush(written)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             path.replace(old / "old")
@@ -100,6 +146,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
@@ -183,7 +230,7 @@ class JSONLinesWriter:
         try:
             self._file.close()
             if kind is None:
-                self._temporary.replace(self.path)
+                put_in_place(self._temporary, self.path)
         except OSError as failure:
             raise _not_written(self.path, failure) from failure
         finally:

@@ -217,8 +217,16 @@ def test_another_architecture_is_refused(change: dict[str, Any], message: str) -
 
 
 def test_another_head_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"another architecture: name is 'pooled' there and 'msrn' here"):
+    with pytest.raises(
+        ModelError, match=r"another architecture: head is 'pooled' there and 'msrn' here\. Set these keys"
+    ):
         begin(bundle_of(ARCHITECTURES["pooled"]), ARCHITECTURES["default"])
+
+
+def test_only_what_matters_is_named() -> None:
+    one = ARCHITECTURES["default"]
+    with pytest.raises(ModelError, match=r"another architecture: dim is 8 there and 16 here\. Set these keys"):
+        begin(bundle_of(one), {**one, "dim": 16, "detach_stages": True})
 
 
 def test_settings_without_tensors_may_differ() -> None:

@@ -399,6 +399,30 @@ def test_a_dry_run_says_what_to_do_about_a_batch_that_does_not_fit(capsys, data,
     assert ("no batch was tried" in printed) == (free is not None)
 
 
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.devices=99"], ["99 processes need an image each, there are 12 training images"]),
+        (
+            ["data.batch_size=1", "data.size=[32,32]", "model.head=max_pool"],
+            ["a batch of 1 of 32 x 32 gives one", "Set data.batch_size to 2 or more"],
+        ),
+    ],
+)
+def test_what_a_run_refuses_a_dry_run_refuses_too(capsys, data, tmp_path, dry_run, overrides, words):
+    out = ["--out", tmp_path / "run"]
+    check_error(run(capsys, "train", "scenes", f"data.root={data}", *TINY, *overrides, *out, *dry_run), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_before_training(capsys, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ["train", "scenes", f"data.root={data}", *TINY, "--out", tmp_path / "run"]
+    check_error(run(capsys, *arguments, "--json", tmp_path / "file" / "result.json"), "cannot be written")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_finds_the_errors_of_a_run(capsys, tmp_path):
     folder = write_images(tmp_path / "data", num_train=4, num_val=4, num_test=2)
     overrides = [f"data.root={folder}", *TINY]

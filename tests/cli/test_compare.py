@@ -164,18 +164,21 @@ def test_another_recipe_or_other_data_in_the_same_folder_are_refused(
         ([], "a comparison needs a recipe"),
         (["scenes", "--report", "folder"], "--report takes no recipe"),
         (["--report", "folder"], "holds no comparison"),
+        (["--report", "."], "is not empty and holds no comparison. Give another folder by --report."),
         (["scenes", "--heads", "csar"], "no variant is named 'csar'"),
         (["scenes", "--heads", "csra"], "--reference msrn is not compared"),
         (["scenes", "--lrs", "0.1,fast"], "--lrs takes different positive numbers"),
         (["scenes", "--lrs", "0.1,0.1"], "--lrs takes different positive numbers"),
         (["scenes", "--search-epochs", "2"], "--search-epochs is for the tries of --lrs"),
         (["scenes", "--lr-from", "folder"], "holds no comparison"),
+        (["scenes", "--lr-from", "."], "is not empty and holds no comparison. Give another folder by --lr-from."),
         (["scenes", "data.sise=[8,8]"], "'data.sise'"),
         (["scenes", "data.root=nowhere"], "nowhere"),
     ],
 )
 def test_what_cannot_be_compared_is_said_on_one_line(capsys, tmp_path, monkeypatch, arguments, words) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("of something else")
     code, out, said = run(capsys, "compare", *arguments)
     assert code == 1, (out, said)
     assert words in said

@@ -21,8 +21,19 @@ def test_every_head_fits_the_recipes(name: str) -> None:
 
 def test_msrn_of_a_published_recipe_is_the_default_one() -> None:
     plan = Plan("voc2007", (), tuple(HEADS.values()))
-    published, default = (plan.recipe_of(Run(HEADS[name], 0, None)).model for name in ("msrn_published", "msrn"))
-    assert (published.classifier, default.classifier) == ("joint", "per_label")
+    published, default = (plan.recipe_of(Run(HEADS[name], 0, None)) for name in ("msrn_published", "msrn"))
+    assert (published.model.classifier, default.model.classifier) == ("joint", "per_label")
+    assert (published.labels.rule, default.labels.rule) == ("threshold", "top-k")
+    of_photos = Plan("photos", (), (HEADS["msrn_published"],)).recipe_of(Run(HEADS["msrn_published"], 0, None))
+    assert (of_photos.labels.rule, of_photos.labels.threshold) == ("threshold", 0.4)
+
+
+@pytest.mark.parametrize("recipe", ["voc2007", "coco2014", "nuswide", "apparel", "voc2007-from-coco"])
+def test_the_graph_of_a_published_recipe_can_be_ablated(recipe: str) -> None:
+    names = ("msrn", "graph_identity", "graph_published")
+    plan = drop_repeated(Plan(recipe, (), tuple((HEADS | ABLATIONS)[name] for name in names)))
+    assert tuple(variant.name for variant in plan.variants) == names
+    assert plan.recipe_of(Run(HEADS["msrn"], 0, None)).labels.rule == "top-k"
 
 
 def test_ablations_change_msrn_by_known_sections_and_take_its_rate() -> None:

@@ -31,10 +31,12 @@ RECIPE = [
     "trainer.max_epochs=6",
 ]
 VARIANTS = {
-    "whole epochs": ["trainer.early_stopping=4"],
+    "whole epochs": ["trainer.early_stopping=30"],
     "everything": ["trainer.checkpoint_steps=1", "trainer.accumulate=2", "trainer.ema_decay=0.9", "data.mixup=0.2"],
     "two processes": ["trainer.devices=2", "trainer.checkpoint_steps=1", "trainer.ema_decay=0.9", "data.num_workers=0"],
 }
+# Of a run that is killed again and again most of the time goes into starting: so many epochs are seconds of training.
+LONG = ["trainer.max_epochs=40"]
 NUM_KILLS = 5
 TIMES = ("images_per_s", "seconds")
 
@@ -90,50 +92,52 @@ def files_of(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def count_rows(run_dir: Path) -> int:
+    """Epochs in the run's table so far."""
+    try:
+        return (run_dir / "metrics.csv").read_text().count("\n") - 1
+    except FileNotFoundError:
+        return 0
+
+
+def is_training(run_dir: Path, since: int) -> bool:
+    """Whether a checkpoint was written after that time, in nanoseconds, and the run has not ended."""
+    try:
+        return (run_dir / "checkpoints" / "last.ckpt").stat().st_mtime_ns > since
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_run_killed_at_random_moments_ends_as_if_never_killed(tmp_path: Path, variant: str) -> None:
-    data, overrides = write_data(tmp_path / "data"), VARIANTS[variant]
+    data, overrides = write_data(tmp_path / "data"), [*LONG, *VARIANTS[variant]]
+    process = start(data, overrides, tmp_path / "once", resume=False)
+    assert wait_until(process, lambda: is_training(tmp_path / "once", 0))
     began = time.monotonic()
-    finish(start(data, overrides, tmp_path / "once", resume=False))
-    whole = time.monotonic() - began
+    finish(process)
+    trained = time.monotonic() - began
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     run_dir = tmp_path / "killed"
-    story = [f"seed {seed}"]
-    num_kills = 0
-    process = None
-    while True:
-        process = start(data, overrides, run_dir, resume=(run_dir / "recipe.yaml").exists())
-        if num_kills == NUM_KILLS:
-            break
-        # Most of the time of such a short run goes into starting: the clock starts where the folder is made or changed.
-        before = newest(run_dir)
-        wait_until(process, lambda before=before: newest(run_dir) > before)
-        moment = rng.uniform(0, whole / 4)
+    story = [f"seed {seed}, {trained:.1f} s of training"]
+    for number in range(NUM_KILLS):
+        # Each run gets on by one checkpoint at least, and is killed well before its end.
+        since = time.time_ns()
+        process = start(data, overrides, run_dir, resume=number > 0)
+        assert wait_until(process, lambda since=since: is_training(run_dir, since)), story
+        moment = rng.uniform(0, trained / (NUM_KILLS + 2))
         time.sleep(moment)
-        if process.poll() is not None:
-            break
+        assert process.poll() is None, story
         os.killpg(process.pid, signal.SIGKILL)  # those that read images or train with it too, as a batch system does
         process.communicate()
-        num_kills += 1
-        story.append(f"killed {moment:.3f} s after its first file, with {sorted(p.name for p in run_dir.rglob('*'))}")
+        assert not (run_dir / "bundle").exists(), story
+        story.append(f"killed {moment:.3f} s after its first checkpoint, with {count_rows(run_dir)} epochs")
+    process = start(data, overrides, run_dir, resume=True)
     finish(process)
-    if num_kills < NUM_KILLS:
-        story.append(f"done after {num_kills} kills")
     once, killed = files_of(tmp_path / "once"), files_of(run_dir)
     for name, value in once.items():
         assert killed[name] == value, (name, story)
-
-
-def newest(folder: Path) -> int:
-    times = []
-    for path in [folder, *folder.rglob("*")]:
-        try:
-            times.append(path.stat().st_mtime_ns)
-        except FileNotFoundError:
-            continue
-    return max(times, default=0)
 
 
 MOMENTS = {

@@ -91,6 +91,31 @@ def test_unknown_key_names_the_nearest(override: str, message: str) -> None:
         load_recipe("scenes", [override])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "rule"),
+    [
+        ("scenes", [], "top-k"),
+        ("scenes", ["labels.threshold=0.3"], "threshold"),
+        ("scenes", ["labels.significance=0.1"], "lift"),
+        ("voc2007", [], "threshold"),
+        ("voc2007", ["labels.top_k=5"], "top-k"),
+        ("voc2007", ["model.preset=default"], "top-k"),
+        ("voc2007", ["labels.rule=identity"], "identity"),
+    ],
+)
+def test_the_setting_of_a_rule_chooses_it(recipe: str, overrides: list[str], rule: str) -> None:
+    assert load_recipe(recipe, overrides).labels.rule == rule
+
+
+@pytest.mark.parametrize("recipe", ["photos", "voc2007"])
+def test_settings_of_two_rules_are_refused(recipe: str) -> None:
+    message = r"threshold is a setting of rule threshold and top_k is a setting of rule top-k, and a graph has one rule"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe, ["labels.threshold=0.3", "labels.top_k=5"])
+    chosen = load_recipe(recipe, ["labels.threshold=0.3", "labels.top_k=5", "labels.rule=top-k"]).labels
+    assert (chosen.rule, chosen.top_k) == ("top-k", 5)
+
+
 def test_all_problems_are_told_at_once(file: Path) -> None:
     file.write_text("optimizer:\n  lr: -1\n  nmae: sgd\ndata: {val_fraction: 2}\ntrainer: {max_epochs: many}\n")
     with pytest.raises(RecipeError) as caught:

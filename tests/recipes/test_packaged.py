@@ -37,17 +37,20 @@ def test_opening_tells_data_memory_time_and_map(name: str) -> None:
     assert re.search(r"[Mm]easured|mAP: that of your photos", text)
 
 
-@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith(tuple(NUM_LABELS))])
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name != "photos"])
 def test_opening_tells_what_was_counted(name: str) -> None:
     own = json.loads(COUNTED.read_text(encoding="utf-8"))[name]
     found = re.search(
-        r"(\d+) M parameters, ([\d.]+) GFLOPs an image\. Memory: ([\d.]+) GB for a step of (\d+)", opening(name)
+        r"([\d.]+) M parameters, ([\d.]+) GFLOPs an image\. Memory: ([\d.]+) GB for a step of (\d+)", opening(name)
     )
     assert found is not None
     parameters, flops, memory, batch = map(float, found.groups())
-    assert parameters == pytest.approx(own["parameters"] / 1e6, abs=0.51)
-    assert flops == pytest.approx(own["flops_per_image"] / 1e9, abs=0.51)
-    assert memory == pytest.approx(own["expected_bytes"] / 1e9, abs=0.51)
+    for told, counted in (
+        (parameters, own["parameters"] / 1e6),
+        (flops, own["flops_per_image"] / 1e9),
+        (memory, own["expected_bytes"] / 1e9),
+    ):
+        assert told == pytest.approx(counted, abs=0.51 if counted >= 5 else 0.051)
     recipe = load_recipe(name)
     assert batch == own["batch_size"] == recipe.data.batch_size
     assert own["size"] == list(recipe.data.size)

@@ -18,6 +18,8 @@ from msrn.hub import download
 from msrn.labels import LabelGraph
 from msrn.models import build_model, build_msrn
 
+_MISSING = object()
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -190,12 +192,17 @@ def _check_architecture(
     ):
         return
     both = [json.loads(json.dumps(dict(values))) for values in (theirs, architecture)]  # tuples are lists in a bundle
+    # Another head has other keys altogether; how stages are trained changes no weight's meaning.
+    keys = ["name"] if both[0].get("name") != both[1].get("name") else {**both[0], **both[1]}.keys() - {"detach_stages"}
     keys = [
         key
         for key in {**both[0], **both[1]}
-        if key not in both[0] or key not in both[1] or both[0][key] != both[1][key]
+        if key in keys and both[0].get(key, _MISSING) != both[1].get(key, _MISSING)
     ]
-    listed = ", ".join(f"{key} is {both[0].get(key)!r} there and {both[1].get(key)!r} here" for key in keys)
+    listed = ", ".join(
+        f"{'head' if key == 'name' else key} is {both[0].get(key)!r} there and {both[1].get(key)!r} here"
+        for key in keys
+    )
     raise ModelError(
         f"the bundle to start from has another architecture: {listed or 'it was built by another version'}. "
         "Set these keys of the model as they are there, or leave init_from out."

@@ -101,8 +101,9 @@ def compare(
     from msrn.cli.output import make_console
     from msrn.compare import ComparisonFolder, rebuild
     from msrn.errors import MSRNError
-    from msrn.files import write_json
+    from msrn.files import check_can_write, write_json
 
+    check_can_write("--json", json_file)
     console = make_console(json_file)
     if report is not None:
         if recipe is not None:
@@ -220,7 +221,7 @@ def _known_rates(folder: Path) -> dict[str, float]:
     from msrn.compare import ComparisonFolder
     from msrn.errors import TrainingError
 
-    earlier = ComparisonFolder(folder).earlier()
+    earlier = ComparisonFolder(folder).earlier("--lr-from")
     if earlier is None:
         raise TrainingError(f"{folder} holds no comparison. Give the folder of an msrn compare by --lr-from.")
     return {name: own["lr"] for name, own in earlier["variants"].items() if own["lr"] is not None}

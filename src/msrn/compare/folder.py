@@ -50,8 +50,11 @@ class ComparisonFolder:
         """What every run left, by name."""
         return [_read(path) for path in sorted((self.path / "runs").glob("*.json"))]
 
-    def earlier(self) -> dict[str, Any] | None:
+    def earlier(self, option: str = "--out") -> dict[str, Any] | None:
         """The comparison that was made of the runs so far.
+
+        Args:
+            option: Which option gave the folder, for the error.
 
         Raises:
             TrainingError: The folder holds other things.
@@ -60,7 +63,7 @@ class ComparisonFolder:
             earlier: dict[str, Any] = _read(self.path / COMPARISON_FILE)
             return earlier
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise TrainingError(f"{self.path} is not empty and holds no comparison. Give another folder by --out.")
+            raise TrainingError(f"{self.path} is not empty and holds no comparison. Give another folder by {option}.")
         return None
 
     def is_done(self, run: Run) -> bool:

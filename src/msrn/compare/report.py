@@ -116,7 +116,7 @@ def rebuild(folder: ComparisonFolder) -> dict[str, Any]:
         TrainingError: The folder holds no comparison.
         DataError: Its runs saw other images.
     """
-    earlier = folder.earlier()
+    earlier = folder.earlier("--report")
     if earlier is None:
         raise TrainingError(f"{folder.path} holds no comparison. Give the folder of an msrn compare by --report.")
     comparison = build_comparison(earlier, folder.records())

@@ -15,6 +15,7 @@ from msrn.training import (
     MemoryEstimate,
     TrainerSettings,
     Trial,
+    check_processes,
     estimate_training_memory,
     free_memory_bytes,
     planned_processes,
@@ -121,7 +122,9 @@ def dry_run(recipe: Recipe, *, console: Console | None = None) -> DryRun:
         while largest > 0 and (fitting := count(largest).largest_batch(free_bytes)) < largest:
             largest = fitting
     train_loader, val_loader = build_loaders(recipe, splits, Preprocessing(size, recipe.data.mean, recipe.data.std))
-    world_size = planned_processes(settings).world_size
+    plan = planned_processes(settings)
+    check_processes(plan, settings, train_loader, val_loader)
+    world_size = plan.world_size
     num_flops, fits = count_flops(model, size), largest is None or estimate.batch_size <= largest
     return DryRun(
         recipe,

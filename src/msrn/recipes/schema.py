@@ -99,6 +99,10 @@ class DataRecipe(Section):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+# Which rule of the label graph a setting belongs to.
+_RULE_SETTINGS = {"threshold": "threshold", "top_k": "top-k", "significance": "lift"}
+
+
 class LabelsRecipe(Section):
     """The label graph and the word vectors."""
 
@@ -128,10 +132,12 @@ class LabelsRecipe(Section):
     @classmethod
     def _choose_rule(cls, values: Any) -> Any:
         # A setting that no rule looks at would be lost without a word.
-        settings = {"threshold": "threshold", "top_k": "top-k", "significance": "lift"}
         if isinstance(values, dict) and "rule" not in values:
-            chosen = [rule for setting, rule in settings.items() if setting in values]
-            return {**values, "rule": chosen[0]} if len(chosen) == 1 else values
+            chosen = [setting for setting in _RULE_SETTINGS if setting in values]
+            if len(chosen) > 1:
+                rules = " and ".join(f"{setting} is a setting of rule {_RULE_SETTINGS[setting]}" for setting in chosen)
+                raise ValueError(f"{rules}, and a graph has one rule. Leave one out, or set labels.rule")
+            return {**values, "rule": _RULE_SETTINGS[chosen[0]]} if chosen else values
         return values
 
 
@@ -332,7 +338,12 @@ class Recipe(Section):
     def _fill_in_preset(cls, values: Any) -> Any:
         model, labels = (values.get(key, {}) if isinstance(values, dict) else None for key in ("model", "labels"))
         if isinstance(model, dict) and isinstance(labels, dict) and model.get("preset") == "published":
-            return {**values, "labels": {"rule": "threshold", **labels}}
+            # The published edges, unless a rule is chosen, by its name or by its setting.
+            return (
+                values
+                if labels.keys() & {"rule", *_RULE_SETTINGS}
+                else {**values, "labels": {"rule": "threshold", **labels}}
+            )
         return values
 
     def by_dotted_key(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError("training needs Lightning: pip install 'msrn[train]'.") from error
 
-from msrn.training.fit import FitResult, TrainerSettings, fit, planned_processes, training_device_type
+from msrn.training.fit import FitResult, TrainerSettings, check_processes, fit, planned_processes, training_device_type
 from msrn.training.losses import (
     LossSettings,
     MultilabelLoss,
@@ -35,6 +35,7 @@ __all__ = [
     "asymmetric_loss",
     "build_optimizer",
     "build_schedule",
+    "check_processes",
     "estimate_training_memory",
     "fit",
     "focal_loss",

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from msrn.data.loader import mix_seed
+from msrn.files import put_in_place
 
 BEST_FILE = "best.ckpt"
 LAST_FILE = "last.ckpt"
@@ -87,9 +88,9 @@ class KeepCheckpoints(Checkpoint):
                 if is_best:
                     copy = self.folder / _PARTIAL_BEST_FILE
                     shutil.copyfile(partial, copy)
-                    copy.replace(self.folder / BEST_FILE)
+                    put_in_place(copy, self.folder / BEST_FILE)
                 # Best before last: a run that is killed in between repeats the epoch and finds the same score.
-                partial.replace(self.folder / LAST_FILE)
+                put_in_place(partial, self.folder / LAST_FILE)
         except BaseException:
             self.kept = before
             raise

@@ -155,7 +155,7 @@ def fit(
         )
     check_precision(trainer_settings)
     plan = planned_processes(trainer_settings)
-    _check_processes(plan, trainer_settings, train_loader, val_loader)
+    check_processes(plan, trainer_settings, train_loader, val_loader)
     if resume:
         try:
             torch.load(last, map_location="cpu", weights_only=True, mmap=True)
@@ -244,10 +244,14 @@ def planned_processes(settings: TrainerSettings) -> ProcessPlan:
     )
 
 
-def _check_processes(
+def check_processes(
     plan: ProcessPlan, settings: TrainerSettings, train_loader: DataLoader[Any], val_loader: DataLoader[Any]
 ) -> None:
-    """Every process needs images, and a model that is sharded cannot do all that others can."""
+    """Every process needs images, and a model that is sharded cannot do all that others can.
+
+    Raises:
+        TrainingError: There are fewer images than processes, or the settings ask for a moving average of a sharded model.
+    """
     for name, loader in (("training", train_loader), ("validation", val_loader)):
         num_images = len(loader.dataset)  # type: ignore[arg-type]
         if num_images < plan.world_size:

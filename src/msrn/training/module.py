@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from msrn.data.loader import Batch
 from msrn.data.mixing import BatchMixing
-from msrn.errors import NonFiniteLossError
+from msrn.errors import NonFiniteLossError, TrainingError
 from msrn.metrics import MultilabelMetrics
 from msrn.models import MSRN
 from msrn.processes import rank_and_world_size
@@ -66,18 +66,31 @@ class MSRNModule(pl.LightningModule):
         # Now: a model that is sharded over processes shows pieces of its matrices only.
         self._matrices = frozenset(name for name, parameter in model.named_parameters() if parameter.ndim > 1)
 
+    def _forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The logits of every path that learns, and the group loss."""
+        if not isinstance(self.model, MSRN):
+            return [self.model(images)], images.new_zeros(())
+        label_groups = self.model.embed()
+        paths = self.model.supervised(images, label_groups)
+        return list(paths), self.model.group_loss(label_groups, weight=self.group_loss_weight)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch; the label embeddings are computed once."""
         images, target = batch["images"], batch["target"]
         if self.mixing is not None:
             images, target = self.mixing(images, target, epoch=self.current_epoch, batch_index=batch_index)
         images = images.contiguous(memory_format=torch.channels_last)
-        if isinstance(self.model, MSRN):
-            label_groups = self.model.embed()
-            paths = self.model.supervised(images, label_groups)
-            penalty = self.model.group_loss(label_groups, weight=self.group_loss_weight)
-        else:
-            paths, penalty = [self.model(images)], images.new_zeros(())
+        try:
+            paths, penalty = self._forward(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            # What PyTorch's batch norms say of one number a channel, of which there is no variance.
+            raise TrainingError(
+                f"batch norms need more than one number a channel, and a batch of {len(images)} of {images.shape[-2]} x "
+                f"{images.shape[-1]} gives one. Set data.batch_size to 2 or more, a larger data.size, or "
+                "model.freeze_batch_norm=true with model.normalize=false."
+            ) from error
         # Each path learns as if it were alone: their losses are added.
         loss = torch.stack([self.loss(logits, target) for logits in paths]).sum()
         total = loss + penalty
