@@ -291,6 +291,20 @@ def test_stopped_run_goes_on_to_the_same_result(
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
 
 
+def test_a_run_goes_on_where_reading_and_saving_are_set_otherwise(
+    finished: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = finished
+    stop_after(monkeypatch, 24 + 8 + 3, StoppedError())
+    with pytest.raises(StoppedError):
+        train_recipe(make_recipe(data), tmp_path / "run")
+    monkeypatch.undo()
+    other = make_recipe(data, "data.num_workers=1", "data.cache_gb=0.01", "trainer.checkpoint_steps=2")
+    again = train_recipe(other, tmp_path / "run", resume=True)
+    assert (again.best_epoch, again.best_mAP, again.test) == (result.best_epoch, result.best_mAP, result.test)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == other
+
+
 def test_killed_before_its_first_epoch_it_starts_anew(finished: Any, data: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()

@@ -10,11 +10,11 @@ from msrn.compare.variants import REFERENCE, Variant
 from msrn.errors import RecipeError
 from msrn.recipes import Recipe, load_recipe
 from msrn.recipes.load import PATH_KEYS, without_paths
-from msrn.recipes.schema import changed_values, validate_recipe
+from msrn.recipes.schema import SPEED_KEYS, changed_values, validate_recipe
 
 SEARCH_SEED = 0
-# What may change between the runs of a comparison: it touches speed, not results.
-_FREE_KEYS = ("name", "data.num_workers", "data.cache_gb", "trainer.checkpoint_steps")
+# What may change between the runs of a comparison.
+_FREE_KEYS = ("name", *SPEED_KEYS)
 # Keys of the model that matter beside its architecture.
 _START_KEYS = ("head", "pretrained", "weights", "init_from")
 

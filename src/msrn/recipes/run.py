@@ -20,7 +20,7 @@ from msrn.predict import Predictor, evaluate, evaluation_protocol
 from msrn.processes import is_first_process
 from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe, start_from_bundle
 from msrn.recipes.load import load_recipe, save_recipe, without_paths
-from msrn.recipes.schema import Recipe, changed_values
+from msrn.recipes.schema import SPEED_KEYS, Recipe, changed_values
 from msrn.recipes.semantics import read_label_graph, read_word_vectors, semantics_hash
 from msrn.recipes.splits import Splits, read_splits
 from msrn.training import TrainerSettings, fit
@@ -205,9 +205,11 @@ def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
         raise TrainingError(
             f"{run_dir} holds no {RECIPE_FILE}, so there is no run to resume. Start it without --resume."
         )
-    before = load_recipe(saved)
-    if before != recipe:
-        changed = changed_values(before.by_dotted_key(), recipe.by_dotted_key())
+    before, now = (
+        {key: value for key, value in own.by_dotted_key().items() if key not in SPEED_KEYS}
+        for own in (load_recipe(saved), recipe)
+    )
+    if changed := changed_values(before, now):
         raise RecipeError(
             f"{run_dir} was started with another recipe (different: {', '.join(changed)}). "
             "Resume with the same recipe and overrides, or start a new run with another --out."

@@ -99,6 +99,8 @@ class DataRecipe(Section):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+# What touches the speed of a run and how often it is saved, and no result.
+SPEED_KEYS = ("data.num_workers", "data.cache_gb", "trainer.checkpoint_steps")
 # Which rule of the label graph a setting belongs to.
 _RULE_SETTINGS = {"threshold": "threshold", "top_k": "top-k", "significance": "lift"}
 
