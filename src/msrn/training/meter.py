@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
@@ -92,9 +93,9 @@ class Meter(pl.Callback):
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything measured so far, in numbers; every process goes on from the mean of all."""
+        """Everything measured so far, in numbers; every process goes on from sums of its own, to the same rounding."""
         return {
-            "sums": self._mean_sums().tolist(),
+            "sums": self._all_sums().tolist(),
             "epoch": self._epoch,
             "total": self._total,
             "step_s": list(self._step_s),
@@ -103,7 +104,8 @@ class Meter(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what was measured before."""
-        self._sums = torch.tensor(state_dict["sums"])
+        sums = torch.tensor(state_dict["sums"])  # (processes, 4); one row for all in checkpoints of before
+        self._sums = sums[self._trainer.global_rank if self._trainer is not None else 0] if sums.ndim == 2 else sums
         self._epoch, self._total = dict(state_dict["epoch"]), dict(state_dict["total"])
         self._step_s.extend(state_dict["step_s"])
         self._peak_bytes = state_dict["peak_bytes"]
@@ -156,6 +158,12 @@ class Meter(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Look at the memory that has been taken."""
         self._peak_bytes = max(self._peak_bytes, peak_memory_bytes(pl_module.device))
+
+    def _all_sums(self) -> Float[Tensor, "processes 4"]:
+        """The sums of every process; all of them have to ask."""
+        assert self._trainer is not None, "training has not been set up"
+        gathered: Tensor = self._trainer.strategy.all_gather(self._sums.clone())
+        return gathered.reshape(-1, len(self._sums)).cpu()
 
     def _mean_sums(self) -> Tensor:
         """The sums, averaged over all processes: the mean of means is theirs too."""
