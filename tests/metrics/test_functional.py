@@ -208,7 +208,7 @@ def test_perfect_ranking_is_exactly_one() -> None:
 def test_half_precision_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     preds, target = random_case(3, 50, 7)
     whole = [metric(preds, target) for metric in ALL_METRICS]
-    monkeypatch.setattr(functional, "_BLOCK_SIZE", 16)
+    monkeypatch.setattr(functional, "BLOCK_SIZE", 16)
     for expected, metric in zip(whole, ALL_METRICS, strict=True):
         np.testing.assert_allclose(metric(preds, target), expected, atol=1e-12)
         assert np.isfinite(np.asarray(metric(preds.half(), target.to(torch.int8)))).all()

@@ -1,6 +1,14 @@
 """Metrics: pure functions, and torchmetrics modules that gather batches around them."""
 
 import msrn._torchvision  # noqa: F401  (first: torchmetrics imports torchvision)
+from msrn.metrics.calibration import (
+    Calibration,
+    Reliability,
+    calibration_error,
+    calibration_from_dict,
+    fit_calibration,
+    reliability,
+)
 from msrn.metrics.functional import (
     F1Scores,
     average_precision,
@@ -12,16 +20,26 @@ from msrn.metrics.functional import (
     ranking_loss,
 )
 from msrn.metrics.modules import MeanAveragePrecision, MultilabelMetrics
+from msrn.metrics.thresholds import Objective, Thresholds, fit_thresholds
 
 __all__ = [
+    "Calibration",
     "F1Scores",
     "MeanAveragePrecision",
     "MultilabelMetrics",
+    "Objective",
+    "Reliability",
+    "Thresholds",
     "average_precision",
+    "calibration_error",
+    "calibration_from_dict",
     "coverage_error",
     "evaluate_predictions",
     "f1_scores",
+    "fit_calibration",
+    "fit_thresholds",
     "label_ranking_average_precision",
     "mean_average_precision",
     "ranking_loss",
+    "reliability",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 DEFAULT_THRESHOLD = 0.5
 
 # Entries sorted at once: bounds the working memory at some 200 MB, however many images and labels there are.
-_BLOCK_SIZE = 2**22
+BLOCK_SIZE = 2**22
 
 
 class F1Scores(NamedTuple):
@@ -311,7 +311,7 @@ def checked_target(preds: Tensor, target: Tensor) -> Tensor:
 
 def _by_row(function: Callable[[Tensor, Tensor], Tensor], preds: Tensor, target: Tensor) -> Tensor:
     """`function` of blocks of rows, (R, C) to (R,), joined."""
-    num_rows = max(1, _BLOCK_SIZE // max(1, preds.shape[1]))
+    num_rows = max(1, BLOCK_SIZE // max(1, preds.shape[1]))
     blocks = zip(preds.split(num_rows), target.split(num_rows), strict=True)
     return torch.cat([function(preds, target) for preds, target in blocks])
 
