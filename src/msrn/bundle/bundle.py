@@ -7,28 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from msrn.bundle.card import model_card
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
-from msrn.files import replace_folder, share_file
+from msrn.files import replace_folder, share_file, write_text
 from msrn.labels import LabelGraph
+from msrn.metrics import Calibration, Thresholds, calibration_from_dict
 from msrn.models import MSRN, Classifier, build_model
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # What an architecture meant by leaving a key out, where that was another value than today.
 _RESIDUAL_OF_2 = {"residual": "avg", "supervision": "sum"}
 _FORMER_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
     1: {"msrn": {"pooling": "max", "scale": 8.0, **_RESIDUAL_OF_2}},
     2: {"msrn": {"scale": 2.0, **_RESIDUAL_OF_2}},
+    3: {},  # without thresholds a label and calibration
 }
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 _GRAPH_PREFIX = "label_graph."
 _MODEL_PREFIX = "model."
+_DECISION_KEYS = ("threshold", "thresholds", "calibration")
 _CONFIG_KEYS = ("format_version", "architecture", "labels", "graph_threshold", "preprocessing", "threshold")
 
 
@@ -41,7 +46,9 @@ class Bundle:
         label_graph: Labels and co-occurrence of the training images.
         architecture: Name and arguments for `msrn.models.build_model`, without pre-trained weights.
         preprocessing: How an image becomes the network's input.
-        threshold: A label is predicted where its probability is at least this.
+        threshold: A label is predicted where its probability is at least this, while no thresholds are fitted.
+        thresholds: A threshold for each label, fitted on validation images, or None.
+        calibration: How logits become probabilities, fitted on validation images; None is the plain sigmoid.
         training: How the model was trained: recipe, splits with hashes, epoch chosen, metrics.
     """
 
@@ -51,6 +58,19 @@ class Bundle:
     preprocessing: Preprocessing
     threshold: float = 0.5
     training: dict[str, Any] = field(default_factory=dict)
+    thresholds: Thresholds | None = None
+    calibration: Calibration | None = None
+
+    def probs(self, logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """The probabilities of logits, calibrated where a calibration is fitted."""
+        return logits.sigmoid() if self.calibration is None else self.calibration(logits)
+
+    @property
+    def label_thresholds(self) -> Float[Tensor, " L"]:
+        """The least probability of each label that is predicted."""
+        if self.thresholds is not None:
+            return self.thresholds.tensor()
+        return torch.full((len(self.label_names),), self.threshold, dtype=torch.float64)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -68,6 +88,8 @@ class Bundle:
             **({"graph_rule": self.label_graph.rule} if has_edges else {}),
             "preprocessing": self.preprocessing.to_dict(),
             "threshold": self.threshold,
+            **({} if self.thresholds is None else {"thresholds": self.thresholds.to_dict()}),
+            **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
             "training": self.training,
         }
 
@@ -139,9 +161,35 @@ def load_bundle(path: str | Path) -> Bundle:
         ) from error
     _load_state(path, model, state)
     model.eval()
+    thresholds, calibration = _decisions(path, config)
     return Bundle(
-        model, label_graph, architecture, preprocessing, float(config["threshold"]), config.get("training", {})
+        model,
+        label_graph,
+        architecture,
+        preprocessing,
+        float(config["threshold"]),
+        config.get("training", {}),
+        thresholds,
+        calibration,
     )
+
+
+def save_decisions(bundle: Bundle, path: str | Path) -> None:
+    """Replace thresholds and calibration of a bundle folder by this bundle's; the weights there are left as they are.
+
+    Raises:
+        BundleError: The folder is not a bundle.
+        MSRNError: A file cannot be written.
+    """
+    path = Path(path)
+    config = _read_config(path)
+    if config["labels"] != list(bundle.label_names):
+        raise BundleError(f"{path} has other labels. Save thresholds with the bundle that they were fitted for.")
+    config = {name: value for name, value in config.items() if name not in _DECISION_KEYS}
+    own = bundle.config()
+    config |= {name: own[name] for name in ("format_version", *_DECISION_KEYS) if name in own}
+    write_text(path / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_text(path / CARD_FILE, model_card(config))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -179,6 +227,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     former = _FORMER_DEFAULTS.get(version, {}).get(str(config["architecture"].get("name")), {})
     config["architecture"] = {**former, **config["architecture"]}
     return config
+
+
+def _decisions(path: Path, config: dict[str, Any]) -> tuple[Thresholds | None, Calibration | None]:
+    """What was fitted on validation images."""
+    found: list[Any] = []
+    readers: dict[str, Any] = {"thresholds": Thresholds.from_dict, "calibration": calibration_from_dict}
+    for name, read in readers.items():
+        values = config.get(name)
+        try:
+            if values is not None and not isinstance(values, dict):
+                raise ValueError("it must be an object of keys and values.")
+            found.append(None if values is None else read(values, len(config["labels"])))
+        except ValueError as error:
+            raise BundleError(
+                f"{path / CONFIG_FILE}: {name} is damaged: {error} Fit it again by msrn thresholds, after taking the key out."
+            ) from None
+    return found[0], found[1]
 
 
 def _preprocessing(path: Path, values: dict[str, Any]) -> Preprocessing:

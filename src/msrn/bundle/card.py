@@ -29,7 +29,7 @@ def model_card(config: dict[str, Any]) -> str:
         "```",
         "",
         f"Input: RGB, the whole image resized to {size[0]} x {size[1]} (height x width). A label is predicted where its "
-        f"probability is at least {config['threshold']}.",
+        + _decision(config),
         "",
     ]
     if training:
@@ -43,8 +43,9 @@ def model_card(config: dict[str, Any]) -> str:
     lines += [
         "## Limits",
         "",
-        "The probabilities are not calibrated, and the threshold is not fitted unless the lines above say so. The model knows "
-        "nothing of labels outside the list.",
+        "The model knows nothing of labels outside the list."
+        + ("" if "calibration" in config else " The probabilities are not calibrated.")
+        + ("" if "thresholds" in config else " The threshold is not fitted."),
         "",
     ]
     return "\n".join(lines)
@@ -54,3 +55,18 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _decision(config: dict[str, Any]) -> str:
+    """When a label is predicted, and what that was fitted on."""
+    fitted = config.get("thresholds")
+    if fitted is None:
+        return f"probability is at least {config['threshold']}."
+    on = fitted["fitted_on"]
+    calibration = config.get("calibration")
+    return (
+        f"probability is at least a threshold of its own, {min(fitted['values']):.2f} to {max(fitted['values']):.2f}, fitted for "
+        f"{fitted['objective']} on {on.get('images', 'some')} images of split '{on.get('split', '?')}'; "
+        f"{sum(fitted['is_shared'])} labels share the threshold {fitted['shared']:.2f}. "
+        + ("" if calibration is None else f"The probabilities are calibrated there too ({calibration['method']}).")
+    ).strip()

@@ -82,6 +82,10 @@ def print_evaluation(console: Console, report: dict[str, Any], *, title: str, by
     for name in ("", "mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"):
         table.add_column(name, justify="right")
     table.add_row("at 0.5", *(percent(report[name]) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")))
+    if "CF1_fitted" in report:
+        table.add_row(
+            "fitted", "", *(percent(report[f"{name}_fitted"]) for name in ("CP", "CR", "CF1", "OP", "OR", "OF1"))
+        )
     table.add_row("top 3", "", *(percent(report[f"{name}_top3"]) for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")))
     console.print(table)
     ranking = ", ".join(

@@ -228,6 +228,7 @@ def evaluate_predictions(
     label_names: Sequence[str],
     *,
     threshold: float | Float[Tensor, " L"] = DEFAULT_THRESHOLD,
+    fitted: Float[Tensor, " L"] | None = None,
 ) -> dict[str, Any]:
     """The evaluation report: every metric of this module, as plain values that JSON can hold.
 
@@ -236,9 +237,10 @@ def evaluate_predictions(
         target: 1 present, 0 absent, -1 unknown.
         label_names: Names of the columns.
         threshold: Least probability of a predicted label in CP to OF1, one for all labels or one per label.
+        fitted: Thresholds fitted on validation images, one a label, to measure beside it.
 
     Returns:
-        Fractions under `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six also with `_top3`,
+        Fractions under `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six also with `_top3` and, if given, `_fitted`,
         `label_ranking_average_precision` and `ranking_loss`; `coverage_error`, a number of labels; `labels`, average
         precision by name; `labels_without_positives`, their names; `num_images`; `num_unknown`, entries of target that
         are -1. None stands for what could not be measured.
@@ -265,6 +267,7 @@ def evaluate_predictions(
         "mAP": by_label.nanmean().item(),
         **at_threshold._asdict(),
         **{f"{name}_top3": value for name, value in top3._asdict().items()},
+        **({} if fitted is None else _at_fitted(preds, target, fitted)),
         "coverage_error": coverage_error(preds, target).item(),
         "label_ranking_average_precision": label_ranking_average_precision(preds, target).item(),
         "ranking_loss": ranking_loss(preds, target).item(),
@@ -277,6 +280,10 @@ def evaluate_predictions(
         "num_images": len(preds),
         "num_unknown": int((target == -1).sum()),
     }
+
+
+def _at_fitted(preds: Tensor, target: Tensor, fitted: Tensor) -> dict[str, float]:
+    return {f"{name}_fitted": value for name, value in f1_scores(preds, target, threshold=fitted)._asdict().items()}
 
 
 def checked_target(preds: Tensor, target: Tensor) -> Tensor:

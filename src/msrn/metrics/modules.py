@@ -45,6 +45,7 @@ class MultilabelMetrics(_GatheredPredictions):
     Args:
         label_names: Names of the columns of preds and target.
         threshold: Least probability of a predicted label, one for all labels or one per label.
+        fitted: Thresholds fitted on validation images, one a label, to measure beside it.
         kwargs: Options of every torchmetrics metric, such as `compute_on_cpu`.
 
     Example:
@@ -61,15 +62,17 @@ class MultilabelMetrics(_GatheredPredictions):
         label_names: Sequence[str],
         *,
         threshold: float | Float[Tensor, " L"] = DEFAULT_THRESHOLD,
+        fitted: Float[Tensor, " L"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.label_names = tuple(label_names)
         self.threshold = threshold
+        self.fitted = fitted
 
     def compute(self) -> dict[str, Any]:
         """The report over all batches since the last reset."""
-        return evaluate_predictions(*self._gathered(), self.label_names, threshold=self.threshold)
+        return evaluate_predictions(*self._gathered(), self.label_names, threshold=self.threshold, fitted=self.fitted)
 
 
 class MeanAveragePrecision(_GatheredPredictions):

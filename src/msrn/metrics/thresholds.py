@@ -8,8 +8,8 @@ four fifths of the images are measured on the last. Labels with very few positiv
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from msrn.metrics.calibration import fit_calibration
-from msrn.metrics.functional import BLOCK_SIZE, DEFAULT_THRESHOLD, checked_target
+from msrn.metrics.functional import BLOCK_SIZE, checked_target
 
 OBJECTIVES = ("f1", "precision", "recall", "labels")
 # Below so many positives a label takes the shared threshold.
@@ -79,6 +79,10 @@ class Objective:
         return self.name if self.value is None else f"{self.name}={self.value:g}"
 
 
+def _is_probability(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 _EXAMPLES = {"precision": 0.9, "recall": 0.8, "labels": 3}
 
 
@@ -90,28 +94,44 @@ class Thresholds:
         values: One probability a label, in the labels' order.
         shared: The threshold of labels with too few positives.
         is_shared: Which labels take the shared threshold.
-        objective: What they were fitted for, or `fixed`.
+        objective: What they were fitted for.
         crossfit: What cross-fitting measured for the objective on images left out (macro F1, precision, recall, or labels an
             image), or None.
         fitted_on: On what they were fitted, in plain values.
     """
 
     values: tuple[float, ...]
-    shared: float = DEFAULT_THRESHOLD
-    is_shared: tuple[bool, ...] = ()
-    objective: str = "fixed"
+    shared: float
+    is_shared: tuple[bool, ...]
+    objective: str
     crossfit: float | None = None
     fitted_on: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def fixed(cls, num_labels: int, value: float = DEFAULT_THRESHOLD) -> "Thresholds":
-        """One threshold for all labels, not fitted."""
-        return cls((value,) * num_labels, value, (True,) * num_labels)
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "values": list(self.values), "is_shared": list(self.is_shared)}
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether validation images chose them."""
-        return self.objective != "fixed"
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], num_labels: int) -> "Thresholds":
+        """Read what `to_dict` wrote; strangers may have written anything.
+
+        Raises:
+            ValueError: A key is missing, a list has another length, or numbers that are no probabilities.
+        """
+        numbers, shared, is_shared = values.get("values"), values.get("shared"), values.get("is_shared")
+        if not isinstance(numbers, list) or len(numbers) != num_labels or not all(map(_is_probability, numbers)):
+            raise ValueError(f"values must be {num_labels} probabilities, one a label.")
+        if not _is_probability(shared):
+            raise ValueError(f"shared must be a probability, got {shared!r}.")
+        if not isinstance(is_shared, list) or len(is_shared) != num_labels or not {*map(type, is_shared)} <= {bool}:
+            raise ValueError(f"is_shared must be {num_labels} truth values, one a label.")
+        objective, crossfit = values.get("objective"), values.get("crossfit")
+        if not isinstance(objective, str) or not isinstance(crossfit, int | float | None):
+            raise ValueError("objective must be a word and crossfit a number or null.")
+        fitted_on = values.get("fitted_on", {})
+        if not isinstance(fitted_on, dict):
+            raise ValueError("fitted_on must be an object of keys and values.")
+        return cls(tuple(map(float, numbers)), float(shared), tuple(is_shared), objective, crossfit, fitted_on)
 
     def tensor(self) -> Float[Tensor, " L"]:
         """The values, in float64."""

@@ -1,6 +1,7 @@
 """Prediction and evaluation with a trained model."""
 
 import msrn._torchvision  # noqa: F401  (before torchmetrics, which imports torchvision)
+from msrn.predict.decisions import fit_decisions
 from msrn.predict.evaluate import align_labels, evaluate, read_labelled
 from msrn.predict.predictor import LabelProbability, Prediction, Predictor, load
 from msrn.predict.protocol import evaluation_protocol, protocol_lines
@@ -12,6 +13,7 @@ __all__ = [
     "align_labels",
     "evaluate",
     "evaluation_protocol",
+    "fit_decisions",
     "load",
     "protocol_lines",
     "read_labelled",

@@ -75,13 +75,15 @@ def evaluate(
         progress: Called with the number of images after each batch.
 
     Returns:
-        What `msrn.metrics.evaluate_predictions` returns.
+        What `msrn.metrics.evaluate_predictions` returns; with thresholds fitted, CP to OF1 at these under `CP_fitted` and so on.
 
     Raises:
         UnreadableImageError: An image of the split cannot be read.
     """
     # The first of several processes that have trained evaluates alone: it must not ask the others.
-    metrics = MultilabelMetrics(predictor.label_names, sync_on_compute=False)
+    bundle = predictor.bundle
+    fitted = None if bundle.thresholds is None else bundle.label_thresholds
+    metrics = MultilabelMetrics(predictor.label_names, fitted=fitted, sync_on_compute=False)
     for probs, target in predictor.probs_of_split(images, batch_size=batch_size, num_workers=num_workers):
         metrics.update(probs, target)
         if progress is not None:

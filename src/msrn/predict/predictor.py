@@ -91,7 +91,8 @@ class Predictor:
 
         Args:
             images: A path, a Pillow image, or several of them.
-            threshold: Keep labels with at least this probability; the bundle's own where neither this nor `top_k` is given.
+            threshold: Keep labels with at least this probability; the bundle's own, a label, where neither this nor `top_k` is
+                given.
             top_k: Keep at most this many labels.
             batch_size: Images a pass through the network.
 
@@ -115,7 +116,10 @@ class Predictor:
                 raise ValueError(f"{name} is at least 1, got {number}.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
-        least = self.bundle.threshold if threshold is None and top_k is None else (threshold or 0.0)
+        if threshold is None and top_k is None:
+            least: list[float] = self.bundle.label_thresholds.tolist()
+        else:
+            least = [threshold or 0.0] * len(self.label_names)
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):
             prepared = [self._prepare(image) for image in batch]
@@ -128,9 +132,17 @@ class Predictor:
                 else:
                     yield Prediction(path, (), error=tensor)
 
-    @torch.inference_mode()
     def probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L"]:
-        """Probabilities of a batch that is already preprocessed, on the CPU in float64.
+        """Probabilities of a batch that is already preprocessed, calibrated where the bundle is, on the CPU in float64.
+
+        Raises:
+            ModelError: The output is not finite.
+        """
+        return self.bundle.probs(self.logits(images))
+
+    @torch.inference_mode()
+    def logits(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L"]:
+        """The model's output for a batch that is already preprocessed, on the CPU in float64.
 
         Raises:
             ModelError: The output is not finite.
@@ -139,15 +151,22 @@ class Predictor:
         logits: Tensor = self.model(images)
         if not torch.isfinite(logits).all():
             raise ModelError("the model's output is not finite. Check its weights: training may have diverged.")
-        return logits.double().sigmoid().cpu()
+        return logits.double().cpu()
 
     def probs_of_split(
         self, images: LabelledImages, *, batch_size: int = 32, num_workers: int = 0
     ) -> Iterator[tuple[Float[Tensor, "B L"], Tensor]]:
         """Probabilities and targets of a labelled split, a batch at a time, in order."""
+        batches = self.logits_of_split(images, batch_size=batch_size, num_workers=num_workers)
+        return ((self.bundle.probs(logits), target) for logits, target in batches)
+
+    def logits_of_split(
+        self, images: LabelledImages, *, batch_size: int = 32, num_workers: int = 0
+    ) -> Iterator[tuple[Float[Tensor, "B L"], Tensor]]:
+        """The model's output and targets of a labelled split, a batch at a time, in order."""
         loader = build_loader(images, self.bundle.preprocessing, batch_size=batch_size, num_workers=num_workers)
         for batch in loader:
-            yield self.probs(batch["images"]), batch["target"]
+            yield self.logits(batch["images"]), batch["target"]
 
     def _prepare(self, image: ImageLike) -> Tensor | str:
         """The network's input, or why there is none."""
@@ -159,10 +178,10 @@ class Predictor:
             return f"the image in memory cannot be read ({error}). Open it again, or leave it out."
         return self.bundle.preprocessing(rgb)
 
-    def _rank(self, probs: Float[Tensor, "L"], least: float, top_k: int | None) -> tuple[LabelProbability, ...]:
+    def _rank(self, probs: Float[Tensor, "L"], least: list[float], top_k: int | None) -> tuple[LabelProbability, ...]:
         order: Sequence[int] = probs.argsort(descending=True, stable=True).tolist()
         values: Sequence[float] = probs.tolist()
-        ranked = [LabelProbability(self.label_names[i], values[i]) for i in order if values[i] >= least]
+        ranked = [LabelProbability(self.label_names[i], values[i]) for i in order if values[i] >= least[i]]
         return tuple(ranked[:top_k])
 
 

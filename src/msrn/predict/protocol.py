@@ -21,7 +21,8 @@ def evaluation_protocol(
         reading: When and how often the split was read, in words, where that is known.
 
     Returns:
-        `split`, `images`, `sha256` of the split, `read` (if given), `resize`, `unknown`, `threshold`, and of the training
+        `split`, `images`, `sha256` of the split, `read` (if given), `resize`, `unknown`, `threshold`, `fitted` thresholds and
+        `calibration` (if there are), and of the training
         `pretraining`, `train_splits`, `seed`, `epoch` and `epoch_chosen_by`.
     """
     threshold = bundle.threshold if threshold is None else threshold
@@ -34,6 +35,7 @@ def evaluation_protocol(
         "resize": f"whole image to {height} x {width}, {bundle.preprocessing.interpolation}, one view",
         "unknown": UNKNOWN_POLICY,
         "threshold": f"{threshold:g} for every label, fixed and not fitted; top 3 beside it",
+        **_fitted(bundle),
         **_training(bundle.training),
     }
 
@@ -48,7 +50,9 @@ def protocol_lines(protocol: dict[str, Any]) -> list[str]:
     split = f"{protocol['split']}, {protocol['images']} images, sha256 {protocol['sha256'][:12]}"
     values = {"split": f"{split}, {protocol['read']}" if "read" in protocol else split}
     values |= {
-        name: str(protocol[name]) for name in ("resize", "unknown", "threshold", "pretraining") if name in protocol
+        name: str(protocol[name])
+        for name in ("resize", "unknown", "threshold", "fitted", "calibration", "pretraining")
+        if name in protocol
     }
     if "train_splits" in protocol:
         values["trained on"] = str(protocol["train_splits"])
@@ -58,6 +62,21 @@ def protocol_lines(protocol: dict[str, Any]) -> list[str]:
         by = protocol["epoch_chosen_by"]
         values["epoch"] = by if protocol["epoch"] is None else f"{protocol['epoch']}, chosen by {by}"
     return [f"{name:11} {value}" for name, value in values.items()]
+
+
+def _fitted(bundle: Bundle) -> dict[str, Any]:
+    """Thresholds and calibration in words, where the bundle has them."""
+    thresholds, calibration = bundle.thresholds, bundle.calibration
+    if thresholds is None:
+        return {} if calibration is None else {"calibration": calibration.method}
+    on = thresholds.fitted_on
+    where = f"{on.get('images')} images of split '{on.get('split')}', sha256 {str(on.get('sha256'))[:12]}"
+    num_shared = sum(thresholds.is_shared)
+    return {
+        "fitted": f"a threshold a label for {thresholds.objective} on {where}; {num_shared} of {len(thresholds.values)} labels "
+        f"share {thresholds.shared:.3f}",
+        "calibration": "none" if calibration is None else f"{calibration.method}, fitted on the same images",
+    }
 
 
 def _training(training: dict[str, Any]) -> dict[str, Any]:
