@@ -2,6 +2,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from msrn.bundle import Bundle, bundle, load_bundle, save_bundle
+from msrn.bundle import Bundle, bundle, load_bundle, save_bundle, save_decisions
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
 from msrn.labels import EdgeRule, LabelGraph
+from msrn.metrics import Thresholds
+from msrn.metrics.calibration import ScaledLogits
 from msrn.models import PUBLISHED, build_model
 from msrn.models.baselines import PooledHead
 
@@ -246,10 +249,10 @@ def test_missing_keys_are_named(path: Path) -> None:
         load_bundle(path)
 
 
-@pytest.mark.parametrize("version", [4, "1", None, 0])
+@pytest.mark.parametrize("version", [5, "1", None, 0])
 def test_other_format_version(path: Path, version: object) -> None:
     edit(path, lambda config: config.update(format_version=version))
-    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads formats up to 3\. Update msrn"):
+    with pytest.raises(BundleError, match=rf"has format {version}, this msrn reads formats up to 4\. Update msrn"):
         load_bundle(path)
 
 
@@ -404,3 +407,70 @@ def test_what_a_former_format_left_out_means_what_it_meant(
     assert isinstance(model.residual, PooledHead)
     assert model.residual.pooling == "avg"
     assert model.supervision == "sum"
+
+
+DECIDED: dict[str, Any] = {
+    "thresholds": Thresholds(
+        (0.2, 0.3, 0.4, 0.5, 0.25, 0.25), 0.25, (False,) * 4 + (True,) * 2, "f1", 0.6, {"split": "val", "images": 40}
+    ),
+    "calibration": ScaledLogits((0.5,) * 6, (0.1,) * 6, "platt"),
+}
+
+
+def test_thresholds_and_calibration_come_back(label_graph: LabelGraph, tmp_path: Path) -> None:
+    given = replace(make(label_graph), **DECIDED)
+    loaded = load_bundle(save_bundle(given, tmp_path / "bundle"))
+    assert loaded.thresholds == given.thresholds
+    assert loaded.calibration == given.calibration
+    logits = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(loaded.probs(logits), (0.5 * logits + 0.1).sigmoid())
+    assert loaded.label_thresholds.tolist() == [0.2, 0.3, 0.4, 0.5, 0.25, 0.25]
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "at least a threshold of its own, 0.20 to 0.50, fitted for f1 on 40 images of split 'val'" in card
+    assert "2 labels share the threshold 0.25" in card
+    assert "calibrated there too (platt)" in card
+    assert "not calibrated" not in card
+
+
+def test_decisions_are_replaced_and_taken_off_without_touching_the_weights(path: Path) -> None:
+    before = (path / "config.json").read_text()
+    weights = (path / "model.safetensors").stat()
+    plain = load_bundle(path)
+    save_decisions(replace(plain, **DECIDED), path)
+    assert load_bundle(path).thresholds == DECIDED["thresholds"]
+    save_decisions(plain, path)
+    assert (path / "config.json").read_text() == before
+    after = (path / "model.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
+
+
+def test_decisions_of_other_labels_are_refused(path: Path, label_graph: LabelGraph) -> None:
+    other = replace(label_graph, label_names=("a", "b", "c", "d", "e", "f"))
+    with pytest.raises(BundleError, match="has other labels"):
+        save_decisions(replace(load_bundle(path), label_graph=other), path)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("thresholds", {"values": [0.5]}, "values must be 6 probabilities, one a label"),
+        ("thresholds", {"values": [0.5] * 5 + [1.5]}, "values must be 6 probabilities, one a label"),
+        ("thresholds", {"shared": None}, "shared must be a probability, got None"),
+        ("thresholds", {"is_shared": [0] * 6}, "is_shared must be 6 truth values"),
+        ("thresholds", {"objective": 3}, "objective must be a word"),
+        ("thresholds", {"fitted_on": []}, "fitted_on must be an object"),
+        ("calibration", {"method": "magic"}, "'magic' is no calibration"),
+        ("calibration", {"scales": [1.0] * 5}, "scales must be a list of 6 numbers"),
+        ("calibration", {"scales": [0.0] * 6}, "scales must be above 0"),
+    ],
+)
+def test_damaged_decisions_are_named(
+    path: Path, label_graph: LabelGraph, key: str, change: dict[str, Any], message: str
+) -> None:
+    save_decisions(replace(load_bundle(path), **DECIDED), path)
+    edit(path, lambda config: config[key].update(change))
+    with pytest.raises(BundleError, match=rf"config\.json: {key} is damaged: {message}"):
+        load_bundle(path)
+    edit(path, lambda config: config.update({key: 3}))
+    with pytest.raises(BundleError, match=rf"config\.json: {key} is damaged: it must be an object"):
+        load_bundle(path)

@@ -185,9 +185,9 @@ def save_decisions(bundle: Bundle, path: str | Path) -> None:
     config = _read_config(path)
     if config["labels"] != list(bundle.label_names):
         raise BundleError(f"{path} has other labels. Save thresholds with the bundle that they were fitted for.")
-    config = {name: value for name, value in config.items() if name not in _DECISION_KEYS}
     own = bundle.config()
     config |= {name: own[name] for name in ("format_version", *_DECISION_KEYS) if name in own}
+    config = {name: config[name] for name in {**own, **config} if name in own or name not in _DECISION_KEYS}
     write_text(path / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     write_text(path / CARD_FILE, model_card(config))
 
