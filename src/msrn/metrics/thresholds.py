@@ -171,7 +171,8 @@ def fit_thresholds(
         objective: What to fit for.
         min_positives: Labels with fewer positives take the shared threshold.
         shrinkage: For f1, positives at which a label's own images and its probabilities count alike: 0 takes the best on these
-            images as it is, infinity what the probabilities expect; None finds it by cross-fitting.
+            images as it is, infinity what the probabilities expect; None finds it by cross-fitting: the strongest whose mean F1 is within
+            a standard error of the best.
         num_folds: Parts of the images for cross-fitting.
         seed: Of the parts.
 
@@ -248,8 +249,12 @@ def _cross_fit(
     match objective.name:
         case "f1":
             f1 = 2 * correct / (predicted + present).clamp(min=1)
-            score = f1[:, present[0] > 0].mean(1)
-            best = len(strengths) - 1 - int(score.flip(0).argmax())  # of equals the strongest
+            f1 = f1[:, present[0] > 0]
+            score = f1.mean(1)
+            # The strongest that is not behind the best by more than its standard error over labels (Breiman's rule).
+            behind = f1[score.argmax()] - f1
+            error = behind.std(1, correction=0) / math.sqrt(f1.shape[1])
+            best = int((behind.mean(1) <= error).nonzero().max())
         case "precision":
             score = correct.sum(1) / predicted.sum(1).clamp(min=1)
             reached = (score >= objective.value).nonzero()
