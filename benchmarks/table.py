@@ -310,6 +310,42 @@ def recipes() -> str:
     return lines(header, rows)
 
 
+THRESHOLDS = ("thresholds-voc", "thresholds-scenes")
+
+
+def spread(own: dict[str, float]) -> str:
+    return f"{100 * own['mean']:.2f} ± {100 * own['std']:.2f}"
+
+
+def thresholds() -> str:
+    """Macro F1 and precision on images that fitted nothing."""
+    found = [read(name) for name in THRESHOLDS]
+    rows = [[f"macro F1, {name}", *(spread(own["macro_F1"][name]) for own in found)] for name in found[0]["macro_F1"]]
+    rows += [
+        ["fitted minus 0.5", *(spread(own["gain_over_fixed"]) for own in found)],
+        ["fitted minus naive", *(spread(own["gain_over_naive"]) for own in found)],
+        ["precision, asked for 90", *(spread(own["precision"]["precision"]) for own in found)],
+        ["recall there", *(spread(own["precision"]["recall"]) for own in found)],
+        [
+            "resamples whose 95 % interval reaches 90",
+            *(f"{own['precision_met']} of {own['resamples']}" for own in found),
+        ],
+    ]
+    header = [f"{own['title']}, {own['fitted_on']} images to fit" for own in found]
+    return lines(["%, mean ± deviation of 20 resamples", *header], rows)
+
+
+def calibrations() -> str:
+    """Calibration error on images that fitted nothing."""
+    found = [read(name) for name in THRESHOLDS]
+    rows = [
+        [name, *(spread(own["calibration"][name][kind]) for own in found for kind in ("ECE", "ECE_by_label"))]
+        for name in found[0]["calibration"]
+    ]
+    header = [f"{own['title']}, {kind}" for own in found for kind in ("all entries", "mean over labels")]
+    return lines(["calibration error, %", *header], rows)
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -324,6 +360,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "times": ("docs/attention.md", attention_times),
     "memory": ("docs/attention.md", attention_memory),
     "takeover": ("docs/attention.md", attention_takeover),
+    "thresholds": ("docs/thresholds.md", thresholds),
+    "calibration": ("docs/thresholds.md", calibrations),
     "training-memory": ("docs/memory.md", memory),
     "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),

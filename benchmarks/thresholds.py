@@ -97,10 +97,14 @@ def main() -> None:
         "images": len(images),
         "fitted_on": args.fit,
         "resamples": NUM_RESAMPLES,
-        "positives_fitted_on": sorted(round(float(n) * args.fit / len(images), 1) for n in (target == 1).sum(0).tolist()),
+        "positives_fitted_on": sorted(
+            round(float(n) * args.fit / len(images), 1) for n in (target == 1).sum(0).tolist()
+        ),
         "macro_F1": f1,
         "gain_over_fixed": spread([r["macro_F1"]["fitted"] - r["macro_F1"]["at 0.5"] for r in runs]),
-        "gain_over_naive": spread([r["macro_F1"]["fitted"] - r["macro_F1"]["every label's best (naive)"] for r in runs]),
+        "gain_over_naive": spread(
+            [r["macro_F1"]["fitted"] - r["macro_F1"]["every label's best (naive)"] for r in runs]
+        ),
         "precision_target": TARGET,
         "precision": {name: spread([r["precision"][name] for r in runs]) for name in ("precision", "recall")},
         "precision_met": int(sum(r["precision"]["is_met"] for r in runs)),

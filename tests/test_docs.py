@@ -1,6 +1,7 @@
 """README and docs name only what exists: commands, options, recipe keys, files, Python names."""
 
 import importlib.util
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -33,7 +34,12 @@ def check_command(words: list[str]) -> None:
         assert words[depth] in command.commands, f"no command {' '.join(words[: depth + 1])}"
         command, depth = command.commands[words[depth]], depth + 1
     options = {name for parameter in command.params for name in parameter.opts}
-    for word in words[1:]:
+    with_value = {
+        name for parameter in command.params for name in parameter.opts if not getattr(parameter, "is_flag", True)
+    }
+    for before, word in itertools.pairwise(words):
+        if before in with_value:
+            continue  # the option's value, which may hold "=" too
         if word.startswith("--"):
             assert word in options, f"msrn {words[0]} has no {word}"
         elif "=" in word:

@@ -171,8 +171,8 @@ def fit_thresholds(
         objective: What to fit for.
         min_positives: Labels with fewer positives take the shared threshold.
         shrinkage: For f1, positives at which a label's own images and its probabilities count alike: 0 takes the best on these
-            images as it is, infinity what the probabilities expect; None finds it by cross-fitting: the strongest whose mean F1 is within
-            a standard error of the best.
+            images as it is, infinity what the probabilities expect; None finds it by cross-fitting: the strongest whose mean F1 is
+            within a standard error of the best.
         num_folds: Parts of the images for cross-fitting.
         seed: Of the parts.
 
