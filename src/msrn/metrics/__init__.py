@@ -1,6 +1,7 @@
 """Metrics: pure functions, and torchmetrics modules that gather batches around them."""
 
 import msrn._torchvision  # noqa: F401  (first: torchmetrics imports torchvision)
+from msrn.metrics.bootstrap import Resampled, interval, resample_metrics
 from msrn.metrics.calibration import (
     Calibration,
     Reliability,
@@ -9,6 +10,7 @@ from msrn.metrics.calibration import (
     fit_calibration,
     reliability,
 )
+from msrn.metrics.errors import Suspects, co_errors, likely_annotation_errors
 from msrn.metrics.functional import (
     F1Scores,
     average_precision,
@@ -29,17 +31,23 @@ __all__ = [
     "MultilabelMetrics",
     "Objective",
     "Reliability",
+    "Resampled",
+    "Suspects",
     "Thresholds",
     "average_precision",
     "calibration_error",
     "calibration_from_dict",
+    "co_errors",
     "coverage_error",
     "evaluate_predictions",
     "f1_scores",
     "fit_calibration",
     "fit_thresholds",
+    "interval",
     "label_ranking_average_precision",
+    "likely_annotation_errors",
     "mean_average_precision",
     "ranking_loss",
     "reliability",
+    "resample_metrics",
 ]
