@@ -6,7 +6,7 @@ import sys
 import typer
 
 import msrn
-from msrn.cli import compare, data, demo, evaluate, import_published, labels, predict, thresholds, train
+from msrn.cli import compare, data, demo, evaluate, import_published, labels, predict, report, thresholds, train
 from msrn.errors import MSRNError
 
 # The exit codes that Typer turns Ctrl-C into, and training SIGTERM.
@@ -47,6 +47,7 @@ app.command(epilog=train.EPILOG)(train.train)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=thresholds.EPILOG)(thresholds.thresholds)
+app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,123 @@
+"""`msrn report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+
+EPILOG = """Examples:
+
+  msrn report runs/scenes/bundle --data msrn-demo/data --split test --out report
+
+  msrn report runs/photos/bundle --data split.csv --split test --out report --vs runs/photos-before/bundle
+
+  msrn report BUNDLE --data photos.csv --split val --json - | jq '.labels[] | select(.AP < 0.5) | .name'"""
+PAGE_FILE = "index.html"
+JSON_FILE = "report.json"
+
+
+def report(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    data: Annotated[Path, typer.Option(help="Labelled images; the layout is recognised (docs/data.md).")],
+    split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder for the page, {PAGE_FILE}, and the numbers, {JSON_FILE}.", show_default=False),
+    ] = None,
+    vs: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Another model of the same labels, to show beside.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    label_separator: LabelSeparator = None,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
+    split_column: SplitColumn = None,
+    keep_unannotated: KeepUnannotated = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything that the page shows; '-' prints it.")
+    ] = None,
+) -> None:
+    """Write a page to look at: metrics with intervals, every label's curve, worst images, confusions, likely annotation errors.
+
+    Decisions are at the bundle's thresholds (`msrn thresholds`). The page is one file and needs no network.
+    """
+    from functools import partial
+
+    from rich.progress import Progress
+
+    from msrn.cli.output import make_console
+    from msrn.errors import MSRNError
+    from msrn.files import check_can_write, write_json
+    from msrn.predict import load, read_labelled
+    from msrn.report import Scores, compare_scores, evaluate_scores, read_scores, write_evaluation_page
+    from msrn.report.evaluation import in_order
+
+    if out is None and json_file is None:
+        raise MSRNError("a report needs a place: --out FOLDER for the page, --json FILE for the numbers, or both.")
+    check_can_write("--json", json_file)
+    if out is not None:
+        for name in (PAGE_FILE, JSON_FILE):
+            check_can_write("--out", out / name)
+    options = given(
+        label_separator=label_separator,
+        label_column=label_column,
+        path_column=path_column,
+        split_column=split_column,
+        keep_unannotated=keep_unannotated,
+    )
+    console = make_console(json_file)
+    scores: list[Scores] = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for path, name in zip((bundle, vs), names_of(bundle, vs), strict=True):
+            if path is None:
+                continue
+            predictor = load(path)
+            images = read_labelled(data, split, predictor.label_names, **options)
+            task = progress.add_task(f"scores of {name}", total=len(images))
+            scores.append(
+                read_scores(
+                    predictor,
+                    images,
+                    name,
+                    batch_size=batch_size,
+                    num_workers=num_workers,
+                    progress=partial(progress.advance, task),
+                )
+            )
+        progress.add_task("measuring", total=None)
+        found = evaluate_scores(scores[0])
+        other = compare_scores(scores[0], in_order(scores[1], scores[0].label_names)) if vs is not None else None
+    written = {"bundle": str(bundle), "data": str(data), "split": split, **found, "paths": {}, "other": other}
+    shown = {row for label in found["labels"] for kind in ("misses", "false_alarms") for row, _ in label[kind]}
+    written["paths"] = {
+        row: str(images.paths[row]) for row in sorted(shown | {suspect["image"] for suspect in found["suspects"]})
+    }
+    if out is not None:
+        write_evaluation_page(out / PAGE_FILE, found, images, other=other)
+        write_json(out / JSON_FILE, written)
+        console.print(f"page: {out / PAGE_FILE}", markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, written)
+
+
+def names_of(bundle: Path, other: Path | None) -> tuple[str, str]:
+    """What two bundles are called: the shortest end of their paths that tells them apart, without the usual `bundle`.
+
+    Example:
+        >>> names_of(Path("runs/photos/bundle"), Path("runs/before/bundle"))
+        ('photos', 'before')
+    """
+
+    def parts(path: Path | None) -> list[str]:
+        found = [] if path is None else [part for part in path.resolve().parts if part != path.anchor]
+        return found[:-1] if len(found) > 1 and found[-1] == "bundle" else found
+
+    ours, theirs = parts(bundle), parts(other)
+    for length in range(1, max(len(ours), len(theirs)) + 1):
+        if ours[-length:] != theirs[-length:]:
+            return "/".join(ours[-length:]), "/".join(theirs[-length:])
+    return "/".join(ours), "/".join(theirs) + " (the same)"

@@ -1,0 +1,98 @@
+"""`msrn report`: the page and the numbers of a bundle, alone and beside another."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import run
+from tiny_training import LABELS, write_pictures
+
+from msrn.bundle import Bundle, save_bundle
+from msrn.cli.report import names_of
+from msrn.data.transforms import Preprocessing
+from msrn.labels import LabelGraph
+from msrn.models import build_pooled
+
+TINY = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 16, 16]}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pictures with a table, and three bundles: two of their labels, in another order, and one of other labels."""
+    folder = tmp_path_factory.mktemp("report")
+    images = write_pictures(folder)
+    rows = ["path,split," + ",".join(LABELS)]
+    rows += [
+        f"{path.name},test," + ",".join(map(str, row)) for path, row in zip(images.paths, images.target, strict=True)
+    ]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    for name, labels in (("ours", LABELS), ("theirs", LABELS[::-1]), ("others", (*LABELS, "odd"))):
+        torch.manual_seed(len(name))
+        graph = LabelGraph.from_target(torch.from_numpy(np.ones((2, len(labels)), dtype=np.int8)), labels)
+        model = build_pooled(len(labels), **TINY)
+        save_bundle(Bundle(model, graph, {"name": "pooled", **TINY}, Preprocessing((32, 32))), folder / name / "bundle")
+    return folder
+
+
+def test_page_and_numbers_are_written(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report"
+    code, shown, err = run(
+        capsys,
+        "report",
+        folder / "ours" / "bundle",
+        "--data",
+        folder,
+        "--out",
+        out,
+        "--vs",
+        folder / "theirs" / "bundle",
+    )
+    assert code == 0, err
+    assert f"page: {out / 'index.html'}" in shown
+    report = json.loads((out / "report.json").read_text())
+    assert report["name"] == "ours"
+    assert report["other"]["name"] == "theirs"
+    assert [row["name"] for row in report["labels"]] == list(LABELS)
+    assert len(report["other"]["labels"]) == len(LABELS)
+    _, printed, _ = run(
+        capsys, "evaluate", folder / "theirs" / "bundle", "--data", folder, "--split", "test", "--json", "-"
+    )
+    theirs = json.loads(printed)
+    assert report["other"]["metrics"]["mAP"] == pytest.approx(theirs["mAP"])
+    assert [row["AP"] for row in report["other"]["labels"]] == pytest.approx(
+        [theirs["labels"][name] for name in LABELS]
+    )
+    shown_rows = {suspect["image"] for suspect in report["suspects"]}
+    assert {int(row) for row in report["paths"]} >= shown_rows
+    assert all(Path(path).is_file() for path in report["paths"].values())
+    page = (out / "index.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+
+
+def test_numbers_alone_go_to_standard_output(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    code, out, _ = run(capsys, "report", folder / "ours" / "bundle", "--data", folder, "--json", "-")
+    assert code == 0
+    report = json.loads(out)
+    assert (report["num_images"], report["other"]) == (16, None)
+
+
+def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    bundle, data = folder / "ours" / "bundle", ["--data", folder]
+    code, _, err = run(capsys, "report", bundle, *data)
+    assert (code, "a report needs a place: --out FOLDER" in err) == (1, True)
+    code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "out", "--vs", folder / "others" / "bundle")
+    assert code == 1
+    assert "know different labels, such as 'odd'" in err
+    assert not (tmp_path / "out" / "index.html").exists()
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "file")
+    assert (code, "cannot be written" in err) == (1, True)
+
+
+def test_bundles_are_called_by_what_tells_them_apart() -> None:
+    assert names_of(Path("runs/photos/bundle"), None) == ("photos", "")
+    assert names_of(Path("a/run/bundle"), Path("b/run/bundle")) == ("a/run", "b/run")
+    assert names_of(Path("tagger"), Path("before")) == ("tagger", "before")
+    assert names_of(Path("one/bundle"), Path("one/bundle"))[1].endswith("(the same)")
