@@ -346,6 +346,15 @@ def calibrations() -> str:
     return lines(["calibration error, %", *header], rows)
 
 
+def annotation_errors() -> str:
+    """Average precision of rankings of flipped labels."""
+    found = [read(f"annotation-errors-{name}") for name in ("voc", "scenes")]
+    rows = [
+        [name, *(spread(own["average_precision"][name]) for own in found)] for name in found[0]["average_precision"]
+    ]
+    return lines(["average precision, %", *(own["title"] for own in found)], rows)
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -362,6 +371,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "takeover": ("docs/attention.md", attention_takeover),
     "thresholds": ("docs/thresholds.md", thresholds),
     "calibration": ("docs/thresholds.md", calibrations),
+    "annotation-errors": ("docs/evaluation.md", annotation_errors),
     "training-memory": ("docs/memory.md", memory),
     "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),
