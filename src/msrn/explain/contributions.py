@@ -1,0 +1,222 @@
+"""What adds up to a label's logit: by stage, by the label's own part and its groups', and by position.
+
+With a per-label classifier a logit of the attended stages is linear in what attention pools, and what attention pools is a sum
+over positions. So every position of every stage has its share, and the shares, the residual's and a constant sum to the logit:
+
+logit[l] = constant[l] + sum over stages s and positions p of (own[s, l, p] + by_group[s, l, p]) + sum over p of residual[l, p],
+own[s, l, p] = sum over channels d of w[l, s, d] · softmax_p(f[s, d, p] · e[l, d]) · f[s, d, p],
+
+and the same for each group with the label's weights for groups and its membership. The published joint classifier is not
+linear: its shares are those of the gradient, and what they leave is in `rest`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from msrn.models import MSRN
+from msrn.models.attention import label_attention
+from msrn.models.baselines import PooledHead
+from msrn.models.classifier import PerLabelClassifier
+from msrn.models.residual import AttendedHead
+
+# Numbers of one block: images x labels x positions x channels.
+_BLOCK_SIZE = 2**22
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What adds up to the logits of n labels, for a batch of images.
+
+    Attributes:
+        labels: Indices of the labels.
+        logits: What the network returns.
+        own: For each stage, finest first, what each position adds through the label's own attention.
+        by_group: The same through the attention of the label's groups, all groups together; no stage where there are none.
+        groups: What each group adds, over all stages and positions.
+        residual: What each position of the last stage adds through the residual; None without one.
+        constant: Biases.
+        rest: What the shares leave to the logit: others' features and what is not linear, for a joint classifier; rounding else.
+        is_exact: Whether the shares are those of a linear classifier.
+    """
+
+    labels: tuple[int, ...]
+    logits: Float[Tensor, "B n"]
+    own: tuple[Float[Tensor, "B n _h _w"], ...]
+    by_group: tuple[Float[Tensor, "B n _h _w"], ...]
+    groups: Float[Tensor, "B n G"]
+    residual: Float[Tensor, "B n _h _w"] | None
+    constant: Float[Tensor, " n"]
+    rest: Float[Tensor, "B n"]
+    is_exact: bool
+
+    def stage_maps(self) -> list[Float[Tensor, "B n _h _w"]]:
+        """What each position of each stage adds, own part and groups' together."""
+        if not self.by_group:
+            return list(self.own)
+        return [own + shared for own, shared in zip(self.own, self.by_group, strict=True)]
+
+    def combined(self, size: tuple[int, int]) -> Float[Tensor, "B n H W"]:
+        """All stages and the residual at one size (height, width): what a pixel adds, so that the sum stays about the same."""
+        maps = [*self.stage_maps(), *([] if self.residual is None else [self.residual])]
+        area = size[0] * size[1]
+        grown = [
+            F.interpolate(own * (own.shape[-2] * own.shape[-1] / area), size, mode="bilinear", align_corners=False)
+            for own in maps
+        ]
+        return torch.stack(grown).sum(0)
+
+
+@torch.no_grad()
+def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequence[int]) -> Contributions:
+    """What adds up to the logits of the labels chosen.
+
+    Labels go block by block, so that no tensor of labels x positions x channels is ever whole.
+
+    Args:
+        model: The network, in evaluation mode.
+        images: A batch, preprocessed.
+        labels: Indices of labels.
+
+    Raises:
+        ValueError: The model is in training mode.
+    """
+    if model.training:
+        raise ValueError("the network is in training mode, where its logits are others. Call model.eval() first.")
+    chosen = list(labels)
+    feature_maps = model.backbone(images)
+    projected = [stage.float() for stage in model.attention.project(feature_maps)]
+    label_groups = model.embed()
+    pooled = model.attention.attend(projected, label_groups)  # (B, L, S·D), (B, G, S·D)
+    num_paths = 1 if model.residual is None else 2
+    factor = 1 / num_paths if model.supervision == "each" else 1.0
+    classifier = model.classifier
+    membership = label_groups.assignment[chosen]  # (n, G)
+    if isinstance(classifier, PerLabelClassifier):
+        own_slopes = (classifier.scale * classifier.label_weight[chosen]).unsqueeze(0)  # (1, n, S·D)
+        if classifier.group_weight is None:
+            group_slopes = own_slopes.new_zeros(1, len(chosen), 0, own_slopes.shape[-1])
+        else:
+            shared = classifier.scale * classifier.group_weight[chosen]
+            group_slopes = (membership.unsqueeze(-1) * shared.unsqueeze(1)).unsqueeze(0)  # (1, n, G, S·D)
+        constant = classifier.bias[chosen]
+    else:
+        own_slopes, group_slopes = _slopes(classifier, *pooled, label_groups.assignment, chosen)
+        constant = own_slopes.new_zeros(len(chosen))
+    logits: Tensor = model.head(feature_maps, label_groups)[:, chosen]
+    dim = label_groups.label_embeddings.shape[1]
+    kind = model.attention.kind
+    own_maps, shared_maps, by_group = [], [], pooled[1].new_zeros(len(images), len(chosen), membership.shape[1])
+    for stage, values in enumerate(projected):
+        part = slice(stage * dim, (stage + 1) * dim)
+        own_maps.append(factor * _own_map(values, label_groups.label_embeddings[chosen], own_slopes[..., part], kind))
+        if membership.shape[1]:
+            total, each = _group_maps(values, label_groups.group_embeddings, group_slopes[..., part], kind)
+            shared_maps.append(factor * total)
+            by_group += factor * each
+    residual, bias = None, constant.new_zeros(())
+    if model.residual is not None:
+        residual = factor * _residual_map(model.residual, feature_maps[-1].float(), chosen)
+        bias = model.residual.linear.bias[chosen]  # type: ignore[union-attr, index]
+    constant = factor * (constant + bias)
+    explained = constant + sum(part.sum(dim=(2, 3)) for part in (*own_maps, *shared_maps))
+    if residual is not None:
+        explained = explained + residual.sum(dim=(2, 3))
+    return Contributions(
+        tuple(chosen),
+        logits,
+        tuple(own_maps),
+        tuple(shared_maps),
+        by_group,
+        residual,
+        constant,
+        logits - explained,
+        isinstance(classifier, PerLabelClassifier),
+    )
+
+
+def _own_map(
+    values: Float[Tensor, "B D h w"], embeddings: Float[Tensor, "n D"], slopes: Float[Tensor, "_ n D"], kind: str
+) -> Float[Tensor, "B n h w"]:
+    """What each position adds through the attention of each label."""
+    if kind == "label":
+        return label_attention(values, embeddings) * torch.einsum("bdhw,bnd->bnhw", values, _whole(slopes, values))
+    num_images, _, height, width = values.shape
+    flat = values.flatten(2)  # (B, D, P)
+    maps = values.new_empty(num_images, len(embeddings), height * width)
+    step = max(1, _BLOCK_SIZE // max(1, flat.numel()))
+    for start in range(0, len(embeddings), step):
+        block = slice(start, start + step)
+        weights = (flat.unsqueeze(1) * embeddings[block, :, None]).softmax(dim=-1)  # (B, n', D, P)
+        weights *= flat.unsqueeze(1)
+        maps[:, block] = torch.einsum("bndp,bnd->bnp", weights, _whole(slopes[:, block], values))
+    whole: Tensor = maps.unflatten(2, (height, width))
+    return whole
+
+
+def _group_maps(
+    values: Float[Tensor, "B D h w"], embeddings: Float[Tensor, "G D"], slopes: Float[Tensor, "_ n G D"], kind: str
+) -> tuple[Float[Tensor, "B n h w"], Float[Tensor, "B n G"]]:
+    """What each position adds through all groups together, and what each group adds."""
+    num_images, _, height, width = values.shape
+    flat = values.flatten(2)
+    total = values.new_zeros(num_images, slopes.shape[1], height * width)
+    each = values.new_empty(num_images, slopes.shape[1], len(embeddings))
+    for group, embedding in enumerate(embeddings):
+        if kind == "label":
+            weights = label_attention(values, embedding.unsqueeze(0)).flatten(2) * flat
+        else:
+            weights = (flat * embedding[:, None]).softmax(dim=-1) * flat  # (B, D, P)
+        added = torch.einsum("bdp,bnd->bnp", weights, _whole(slopes[:, :, group], values))
+        total += added
+        each[:, :, group] = added.sum(-1)
+    return total.unflatten(2, (height, width)), each
+
+
+def _residual_map(
+    residual: torch.nn.Module, feature_map: Float[Tensor, "B C h w"], labels: list[int]
+) -> Float[Tensor, "B n h w"]:
+    """What each position adds through the head beside the attended stages, without its bias."""
+    assert isinstance(residual, AttendedHead | PooledHead)
+    weight = residual.linear.weight[labels]  # (n, C)
+    if isinstance(residual, PooledHead) and residual.pooling == "max":
+        flat = feature_map.flatten(2)
+        greatest = flat.max(dim=2)
+        added = flat.new_zeros(len(flat), len(labels), flat.shape[2])
+        index = greatest.indices.unsqueeze(1).expand(-1, len(labels), -1)
+        added.scatter_add_(2, index, weight.to(flat.dtype) * greatest.values.unsqueeze(1))
+        whole: Tensor = added.unflatten(2, feature_map.shape[2:])
+        return whole
+    scores = torch.einsum("bchw,nc->bnhw", feature_map, weight.to(feature_map.dtype))
+    share = scores.new_full((), 1 / scores.shape[-2:].numel())
+    if isinstance(residual, PooledHead):
+        return share * scores
+    attended = scores.flatten(2).softmax(dim=2).unflatten(2, scores.shape[2:])
+    mixed: Tensor = ((1 - residual.weight) * share + residual.weight * attended) * scores
+    return mixed
+
+
+def _slopes(
+    classifier: torch.nn.Module, label_features: Tensor, group_features: Tensor, assignment: Tensor, labels: list[int]
+) -> tuple[Float[Tensor, "B n SD"], Float[Tensor, "B n G SD"]]:
+    """The gradient of each label's logit by its own features and by those of all groups."""
+    # Tensors made in inference mode take gradients as clones.
+    with torch.inference_mode(False), torch.enable_grad():
+        features = label_features.clone().detach().requires_grad_()
+        groups = group_features.clone().detach().requires_grad_()
+        logits = classifier(features, groups, assignment.clone().detach())
+        own, shared = [], []
+        for label in labels:
+            by_label, by_group = torch.autograd.grad(logits[:, label].sum(), (features, groups), retain_graph=True)
+            own.append(by_label[:, label])
+            shared.append(by_group)
+    return torch.stack(own, dim=1), torch.stack(shared, dim=1)
+
+
+def _whole(slopes: Tensor, values: Tensor) -> Tensor:
+    """Slopes with a row for every image."""
+    return slopes.to(values.dtype).expand(len(values), *slopes.shape[1:])
