@@ -6,7 +6,19 @@ import sys
 import typer
 
 import msrn
-from msrn.cli import compare, data, demo, evaluate, import_published, labels, predict, report, thresholds, train
+from msrn.cli import (
+    compare,
+    data,
+    demo,
+    evaluate,
+    explain,
+    import_published,
+    labels,
+    predict,
+    report,
+    thresholds,
+    train,
+)
 from msrn.errors import MSRNError
 
 # The exit codes that Typer turns Ctrl-C into, and training SIGTERM.
@@ -49,6 +61,7 @@ app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=thresholds.EPILOG)(thresholds.thresholds)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=predict.EPILOG)(predict.predict)
+app.command(epilog=explain.EPILOG)(explain.explain)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
 app.add_typer(data.app, name="data")
 app.add_typer(labels.app, name="labels")

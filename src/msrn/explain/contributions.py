@@ -11,7 +11,7 @@ linear: its shares are those of the gradient, and what they leave is in `rest`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,19 @@ class Contributions:
     rest: Float[Tensor, "B n"]
     is_exact: bool
 
+    def to(self, device: str | torch.device) -> "Contributions":
+        """The same on another device."""
+        return replace(
+            self,
+            logits=self.logits.to(device),
+            own=tuple(part.to(device) for part in self.own),
+            by_group=tuple(part.to(device) for part in self.by_group),
+            groups=self.groups.to(device),
+            residual=None if self.residual is None else self.residual.to(device),
+            constant=self.constant.to(device),
+            rest=self.rest.to(device),
+        )
+
     def stage_maps(self) -> list[Float[Tensor, "B n _h _w"]]:
         """What each position of each stage adds, own part and groups' together."""
         if not self.by_group:
@@ -91,7 +104,6 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
     feature_maps = model.backbone(images)
     projected = [stage.float() for stage in model.attention.project(feature_maps)]
     label_groups = model.embed()
-    pooled = model.attention.attend(projected, label_groups)  # (B, L, S·D), (B, G, S·D)
     num_paths = 1 if model.residual is None else 2
     factor = 1 / num_paths if model.supervision == "each" else 1.0
     classifier = model.classifier
@@ -105,12 +117,13 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
             group_slopes = (membership.unsqueeze(-1) * shared.unsqueeze(1)).unsqueeze(0)  # (1, n, G, S·D)
         constant = classifier.bias[chosen]
     else:
+        pooled = model.attention.attend(projected, label_groups)  # (B, L, S·D), (B, G, S·D)
         own_slopes, group_slopes = _slopes(classifier, *pooled, label_groups.assignment, chosen)
         constant = own_slopes.new_zeros(len(chosen))
     logits: Tensor = model.head(feature_maps, label_groups)[:, chosen]
     dim = label_groups.label_embeddings.shape[1]
     kind = model.attention.kind
-    own_maps, shared_maps, by_group = [], [], pooled[1].new_zeros(len(images), len(chosen), membership.shape[1])
+    own_maps, shared_maps, by_group = [], [], logits.new_zeros(len(images), len(chosen), membership.shape[1])
     for stage, values in enumerate(projected):
         part = slice(stage * dim, (stage + 1) * dim)
         own_maps.append(factor * _own_map(values, label_groups.label_embeddings[chosen], own_slopes[..., part], kind))

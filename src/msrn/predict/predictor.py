@@ -1,7 +1,8 @@
 """From images to ranked labels: what the command line, Python and every later front end share."""
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from msrn.data.images import read_image, to_rgb
 from msrn.data.loader import build_loader
 from msrn.data.packed import PackedImage
 from msrn.data.source import LabelledImages
-from msrn.errors import ModelError, UnreadableImageError
+from msrn.errors import LabelMismatchError, ModelError, UnreadableImageError
+from msrn.explain import Explanation, explain_logits, related_effects
 from msrn.models import MSRN, InferenceMSRN, use_channels_last
 
 ImageLike = str | Path | PackedImage | Image.Image
@@ -152,6 +154,55 @@ class Predictor:
         if not torch.isfinite(logits).all():
             raise ModelError("the model's output is not finite. Check its weights: training may have diverged.")
         return logits.double().cpu()
+
+    def explain(
+        self, image: ImageLike, labels: Sequence[str] | None = None, *, top_k: int = 3, with_related: bool = True
+    ) -> Explanation:
+        """Why an image has its labels: what each position, stage, group and related label adds to their scores.
+
+        Args:
+            image: A path or a Pillow image.
+            labels: Names of labels; by default the `top_k` most probable.
+            top_k: How many labels where none are named.
+            with_related: Also what related labels do, which reads the label graph anew for each of their edges.
+
+        Raises:
+            ModelError: The model is another head than MSRN, which has no explanation of its own.
+            LabelMismatchError: The model does not know a label.
+            UnreadableImageError: The image cannot be read.
+        """
+        model = self.bundle.model
+        if not isinstance(model, MSRN):
+            raise ModelError(
+                f"a {self.bundle.architecture.get('name')} head has no attention to explain. Give a bundle whose head is MSRN."
+            )
+        unknown = [name for name in labels or () if name not in self.label_names]
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], self.label_names, n=1)
+            hint = f" Do you mean '{close[0]}'?" if close else ""
+            raise LabelMismatchError(
+                f"the model knows no label '{unknown[0]}'.{hint} It knows {len(self.label_names)}."
+            )
+        rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        images = self.bundle.preprocessing(rgb).unsqueeze(0).to(self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if labels is None:
+            chosen = self.probs(images)[0].topk(min(top_k, len(self.label_names))).indices.tolist()
+        else:
+            chosen = [self.label_names.index(name) for name in labels]
+        parts = explain_logits(model, images, chosen).to("cpu")
+        edges = related_effects(model, images, chosen) if with_related else []
+        every = torch.zeros(1, len(self.label_names), dtype=torch.float64)
+        every[:, chosen] = parts.logits.double()
+        return Explanation(
+            rgb,
+            None if isinstance(image, Image.Image) else Path(image),
+            self.label_names,
+            parts,
+            self.bundle.probs(every)[0, chosen],
+            model.embed().assignment.cpu(),
+            tuple(replace(edge, effects=edge.effects.cpu()) for edge in edges),
+        )
 
     def probs_of_split(
         self, images: LabelledImages, *, batch_size: int = 32, num_workers: int = 0

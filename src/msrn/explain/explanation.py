@@ -1,0 +1,278 @@
+"""Why an image was given its labels: what was seen where, by which part of the network, and what related labels did."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from msrn.errors import MissingDependencyError
+from msrn.explain.contributions import Contributions
+from msrn.explain.related import Related
+from msrn.files import replace_folder, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Heat maps of larger images have this many pixels on the longer side; `heatmaps_at` gives any size.
+_MOST_PIXELS = 512
+_NUM_BARS = 9  # of each chart
+# Blue lowers the score, red raises it; readable with any colour vision.
+_COLOURS = "RdBu_r"
+JSON_FILE = "explanation.json"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What made the scores of some labels of one image.
+
+    Attributes:
+        image: The image as it was read, RGB.
+        path: Its file, or None.
+        label_names: All labels of the model.
+        parts: What adds up to the logits, for this image alone.
+        probabilities: Of the labels explained, calibrated where the bundle is.
+        membership: How much each label belongs to each group (L, G).
+        related_edges: What the labels that each label attends to do; empty where that was not asked for.
+    """
+
+    image: Image.Image
+    path: Path | None
+    label_names: tuple[str, ...]
+    parts: Contributions
+    probabilities: Float[Tensor, " n"]
+    membership: Float[Tensor, "L G"]
+    related_edges: tuple[Related, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels explained, in the order they were asked for."""
+        return tuple(self.label_names[label] for label in self.parts.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.height, self.image.width
+
+    @property
+    def heatmaps(self) -> Float[Tensor, "S n H W"]:
+        """What each pixel adds to each label's logit at each stage, finest first.
+
+        In the image's proportions, 512 pixels on the longer side at most.
+        """
+        scale = min(1.0, _MOST_PIXELS / max(self.size))
+        height, width = (max(1, round(side * scale)) for side in self.size)
+        return torch.stack([_grow(own, (height, width)) for own in self.parts.stage_maps()])
+
+    def heatmaps_at(self, height: int, width: int) -> Float[Tensor, "n H W"]:
+        """All stages and the residual together, at any size."""
+        return self.parts.combined((height, width))[0]
+
+    @property
+    def combined(self) -> Float[Tensor, "n H W"]:
+        """What each pixel adds to each label's logit, all stages and the residual together, in the image's own size."""
+        return self.heatmaps_at(*self.size)
+
+    @property
+    def groups(self) -> dict[str, list[dict[str, Any]]]:
+        """For each label its groups, the greatest contribution first.
+
+        Each has its number, `group`, the label's `membership`, its `contribution`, and the `labels` that belong to it most.
+        """
+        found = {}
+        strongest = self.membership.argmax(dim=1) if self.membership.shape[1] else None
+        for column, label in enumerate(self.parts.labels):
+            rows: list[dict[str, Any]] = []
+            for group in range(self.membership.shape[1]):
+                assert strongest is not None
+                members = [name for name, own in zip(self.label_names, strongest.tolist(), strict=True) if own == group]
+                rows.append(
+                    {
+                        "group": group,
+                        "membership": float(self.membership[label, group]),
+                        "contribution": float(self.parts.groups[0, column, group]),
+                        "labels": members,
+                    }
+                )
+            found[self.label_names[label]] = sorted(rows, key=lambda row: -abs(row["contribution"]))
+        return found
+
+    @property
+    def related(self) -> dict[str, list[dict[str, Any]]]:
+        """For each label what the labels that it attends to do to its logit: `label` and `effect`, the greatest first."""
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.labels}
+        for edge in self.related_edges:
+            found[self.label_names[edge.label]].append(
+                {"label": self.label_names[edge.other], "effect": float(edge.effects[0])}
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: for each label its probability, logit, and what adds up to it.
+
+        Positions of peaks are fractions of the image's width and height from its upper left corner.
+        """
+        rows = []
+        for column, name in enumerate(self.labels):
+            stages = [
+                {
+                    **_peak(whole[0, column]),
+                    "contribution": float(whole[0, column].sum()),
+                    "own": float(self.parts.own[index][0, column].sum()),
+                    "by_group": float(self.parts.by_group[index][0, column].sum()) if self.parts.by_group else 0.0,
+                }
+                for index, whole in enumerate(self.parts.stage_maps())
+            ]
+            residual = self.parts.residual
+            rows.append(
+                {
+                    "name": name,
+                    "probability": float(self.probabilities[column]),
+                    "logit": float(self.parts.logits[0, column]),
+                    "stages": stages,
+                    "residual": None
+                    if residual is None
+                    else {**_peak(residual[0, column]), "contribution": float(residual[0, column].sum())},
+                    "constant": float(self.parts.constant[column]),
+                    "rest": float(self.parts.rest[0, column]),
+                    "peak": _peak(self.heatmaps_at(*_grid(self.size))[column])["peak"],
+                    "groups": self.groups[name],
+                    "related": self.related[name],
+                }
+            )
+        return {
+            "path": None if self.path is None else str(self.path),
+            "size": list(self.size),
+            "is_exact": self.parts.is_exact,
+            "labels": rows,
+        }
+
+    def plot(self, label: str | None = None) -> "Figure":
+        """Draw one label: the image, its combined map, a map a stage and the residual, and what adds up to the logit.
+
+        Args:
+            label: One of `labels`; the first by default.
+
+        Raises:
+            ValueError: The label was not explained.
+            MissingDependencyError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError("pictures need matplotlib: pip install 'msrn[report]'.") from error
+
+        name = self.labels[0] if label is None else label
+        if name not in self.labels:
+            raise ValueError(
+                f"'{name}' was not explained; there are {', '.join(self.labels)}. Ask for it in explain()."
+            )
+        column = self.labels.index(name)
+        shown = self.image.copy()
+        shown.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+        size = (shown.height, shown.width)
+        maps = [("all together", self.heatmaps_at(*size)[column])]
+        maps += [
+            (f"stage {index + 1}, {own.shape[-2]} x {own.shape[-1]}", _grow(own, size)[column])
+            for index, own in enumerate(self.parts.stage_maps())
+        ]
+        if self.parts.residual is not None:
+            maps.append(("residual", _grow(self.parts.residual, size)[column]))
+        figure = Figure(figsize=(2.5 * (len(maps) + 1), 2.5 * size[0] / size[1] + 2.4), layout="constrained")
+        heights = (2.5 * size[0] / size[1] + 0.4, 2.0)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+        panels = above.subplots(1, len(maps) + 1)
+        panels[0].imshow(shown)
+        panels[0].set_title(f"{name} {100 * float(self.probabilities[column]):.0f} %", fontsize=11, parse_math=False)
+        for axes, (title, heat) in zip(panels[1:], maps, strict=True):
+            axes.imshow(shown.convert("L"), cmap="gray", vmin=-120, vmax=255)
+            # What stands out of the map: a score that is the same everywhere points nowhere.
+            heat = heat - heat.median()
+            most = float(heat.abs().max()) or 1.0
+            opacity = (heat.abs() / most).clamp(0, 1).sqrt().numpy()
+            axes.imshow(heat.numpy(), cmap=_COLOURS, vmin=-most, vmax=most, alpha=0.85 * opacity)
+            axes.set_title(title, fontsize=10)
+        for axes in panels:
+            axes.set_axis_off()
+        left, right = below.subplots(1, 2)
+        _bars(left, "adds to the logit", self._sums(column))
+        effects = [(row["label"], row["effect"]) for row in self.related[name][:_NUM_BARS]]
+        _bars(right, "related labels: change when the edge is removed", effects)
+        return figure
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder with a picture a label and `explanation.json`, in one step; an older one of that name is replaced.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+            MSRNError: The folder cannot be written.
+        """
+        folder = Path(folder)
+        with replace_folder(folder) as temporary:
+            for number, name in enumerate(self.labels):
+                figure = self.plot(name)
+                data = io.BytesIO()
+                figure.savefig(data, format="png", dpi=110, facecolor="white")
+                write_bytes(temporary / f"{number + 1:02d}-{_file_name(name)}.png", data.getvalue())
+            write_json(temporary / JSON_FILE, self.to_dict())
+        return folder
+
+    def _sums(self, column: int) -> list[tuple[str, float]]:
+        """The parts of one logit, in words."""
+        found = []
+        for index, own in enumerate(self.parts.own):
+            found.append((f"stage {index + 1}, own", float(own[0, column].sum())))
+            if self.parts.by_group:
+                found.append((f"stage {index + 1}, groups", float(self.parts.by_group[index][0, column].sum())))
+        if self.parts.residual is not None:
+            found.append(("residual", float(self.parts.residual[0, column].sum())))
+        found.append(("constant", float(self.parts.constant[column])))
+        if not self.parts.is_exact:
+            found.append(("rest (not linear)", float(self.parts.rest[0, column])))
+        return found
+
+
+def _grow(maps: Float[Tensor, "_ n h w"], size: tuple[int, int]) -> Float[Tensor, "n H W"]:
+    """A map at another size, so that it sums to about the same."""
+    share = maps.shape[-2] * maps.shape[-1] / (size[0] * size[1])
+    return F.interpolate(maps[:1] * share, size, mode="bilinear", align_corners=False)[0]
+
+
+def _grid(size: tuple[int, int], most: int = 64) -> tuple[int, int]:
+    scale = most / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _peak(heat: Float[Tensor, "h w"]) -> dict[str, Any]:
+    """Where a map is greatest, as fractions of width and height, and its size."""
+    height, width = heat.shape
+    row, column = divmod(int(heat.argmax()), width)
+    return {"peak": [(column + 0.5) / width, (row + 0.5) / height], "size": [height, width]}
+
+
+def _bars(axes: Any, title: str, values: Sequence[tuple[str, float]]) -> None:
+    names, sizes = [name for name, _ in values], [value for _, value in values]
+    axes.set_title(title if values else f"{title}: none", fontsize=10)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    colours = ["#b2182b" if value > 0 else "#2166ac" for value in sizes]
+    axes.barh(range(len(names)), sizes, color=colours, height=0.7)
+    axes.set_ylim(-0.7, _NUM_BARS - 0.3)
+    axes.set_yticks(
+        range(len(names)), [name if len(name) < 28 else f"{name[:27]}…" for name in names], fontsize=9, parse_math=False
+    )
+    axes.invert_yaxis()
+    axes.axvline(0, color="#5b6677", linewidth=0.8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+
+
+def _file_name(name: str) -> str:
+    kept = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+    return kept[:60] or "label"

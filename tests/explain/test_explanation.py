@@ -1,0 +1,110 @@
+"""The explanation of one image, as people and programs get it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msrn.bundle import Bundle
+from msrn.data.transforms import Preprocessing
+from msrn.errors import LabelMismatchError, ModelError, MSRNError
+from msrn.labels import LabelGraph
+from msrn.metrics.calibration import ScaledLogits
+from msrn.models import build_msrn, build_pooled
+from msrn.predict import Predictor
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 16, 16]}}
+
+
+@pytest.fixture(scope="module")
+def predictor(label_graph: LabelGraph) -> Predictor:
+    torch.manual_seed(0)
+    model = build_msrn(label_graph, dim=8, **TINY)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("label_group"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    calibration = ScaledLogits((0.5,) * 6, (0.1,) * 6, "platt")
+    architecture = {"name": "msrn", "dim": 8, **TINY}
+    return Predictor(Bundle(model, label_graph, architecture, Preprocessing((64, 64)), calibration=calibration))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (90, 150, 3)).astype(np.uint8)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_it_says_what_predict_says_and_what_adds_up_to_it(predictor: Predictor, photo: Path) -> None:
+    found = predictor.explain(photo, ["boat", "cat"])
+    assert (found.labels, found.size, found.path) == (("boat", "cat"), (90, 150), photo)
+    predicted = {label.name: label.probability for label in predictor.predict(photo, threshold=0.0)[0].labels}
+    report = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    for row in report["labels"]:
+        assert row["probability"] == pytest.approx(predicted[row["name"]], abs=1e-5)
+        total = (
+            sum(stage["contribution"] for stage in row["stages"]) + row["residual"]["contribution"] + row["constant"]
+        )
+        assert total == pytest.approx(row["logit"], abs=1e-4)
+        for stage in row["stages"]:
+            assert stage["own"] + stage["by_group"] == pytest.approx(stage["contribution"], abs=1e-5)
+        by_group = sum(stage["by_group"] for stage in row["stages"])
+        assert sum(group["contribution"] for group in row["groups"]) == pytest.approx(by_group, abs=1e-4)
+        assert sum(group["membership"] for group in row["groups"]) == pytest.approx(1, abs=1e-5)
+        assert all(0 <= share <= 1 for share in row["peak"])
+    related = {row["name"]: {edge["label"] for edge in row["related"]} for row in report["labels"]}
+    adjacency, names = predictor.bundle.label_graph.adjacency, predictor.label_names
+    for name, others in related.items():
+        label = names.index(name)
+        assert others == {
+            other for column, other in enumerate(names) if adjacency[column, label] > 0 and column != label
+        }
+
+
+def test_maps_have_the_proportions_of_the_image(predictor: Predictor, photo: Path) -> None:
+    found = predictor.explain(photo, ["cat", "dog"], with_related=False)
+    assert found.heatmaps.shape == (3, 2, 90, 150)
+    assert found.combined.shape == (2, 90, 150)
+    assert found.heatmaps_at(20, 10).shape == (2, 20, 10)
+    assert found.related == {"cat": [], "dog": []}
+    large = predictor.explain(Image.new("RGB", (3000, 1000)), ["cat"], with_related=False)
+    assert large.heatmaps.shape == (3, 1, 171, 512)
+    # The peak of the JSON is that of the map.
+    row, column = divmod(int(found.heatmaps_at(38, 64)[0].argmax()), 64)
+    assert found.to_dict()["labels"][0]["peak"] == pytest.approx([(column + 0.5) / 64, (row + 0.5) / 38])
+
+
+def test_the_most_probable_labels_by_default(predictor: Predictor, photo: Path) -> None:
+    best = [label.name for label in predictor.predict(photo, top_k=3)[0].labels]
+    assert list(predictor.explain(photo).labels) == best
+    assert len(predictor.explain(photo, top_k=99, with_related=False).labels) == 6
+
+
+def test_pictures_and_numbers_are_saved_together(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    found = predictor.explain(photo, ["cat", "dog"])
+    found.save(tmp_path / "why")
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {"01-cat.png", "02-dog.png", "explanation.json"}
+    with Image.open(tmp_path / "why" / "01-cat.png") as picture:
+        assert picture.width > 1000
+        colours = np.unique(np.asarray(picture.convert("RGB").resize((60, 20))).reshape(-1, 3), axis=0)
+    assert len(colours) > 100  # something is drawn
+    assert json.loads((tmp_path / "why" / "explanation.json").read_text()) == found.to_dict()
+    with pytest.raises(ValueError, match="'boat' was not explained; there are cat, dog"):
+        found.plot("boat")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MSRNError, match="cannot be written"):
+        found.save(tmp_path / "file" / "why")
+
+
+def test_what_cannot_be_explained_is_said(predictor: Predictor, photo: Path, label_graph: LabelGraph) -> None:
+    with pytest.raises(LabelMismatchError, match=r"knows no label 'ca'\. Do you mean 'cat'\?"):
+        predictor.explain(photo, ["ca"])
+    pooled = Bundle(build_pooled(6, **TINY), label_graph, {"name": "pooled", **TINY}, Preprocessing((64, 64)))
+    with pytest.raises(
+        ModelError, match=r"a pooled head has no attention to explain\. Give a bundle whose head is MSRN"
+    ):
+        Predictor(pooled).explain(photo)
