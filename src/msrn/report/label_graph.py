@@ -59,8 +59,8 @@ def check_picture(path: Path) -> None:
         raise MSRNError(f"{path} has an ending that no picture is written to. Give a name that ends in .svg or .png.")
 
 
-def save_label_graph(label_graph: LabelGraph, path: str | Path) -> None:
-    """Write the picture of `draw_label_graph` to a file, .svg or .png.
+def save_label_graph(label_graph: LabelGraph, path: str | Path, *, groups: Int[np.ndarray, " L"] | None = None) -> None:
+    """Write the picture of `draw_label_graph` to a file, .svg or .png; `groups` as there.
 
     Raises:
         MissingDependencyError: matplotlib or networkx is not installed.
@@ -69,10 +69,10 @@ def save_label_graph(label_graph: LabelGraph, path: str | Path) -> None:
     path = Path(path)
     check_picture(path)
     if path.suffix.lower() == ".svg":
-        write_text(path, draw_label_graph(label_graph))
+        write_text(path, draw_label_graph(label_graph, groups))
         return
     data = io.BytesIO()
-    _draw(label_graph, None).savefig(data, format="png", dpi=100, facecolor="white")
+    _draw(label_graph, groups).savefig(data, format="png", dpi=100, facecolor="white")
     write_bytes(path, data.getvalue())
 
 
