@@ -42,6 +42,7 @@ _SUBPACKAGES = (
     "bundle",
     "data",
     "errors",
+    "explain",
     "labels",
     "metrics",
     "models",

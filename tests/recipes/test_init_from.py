@@ -126,7 +126,7 @@ def test_another_architecture_is_refused_before_training(first: RunResult, other
             ModelError, match=r"init_from=.*/bundle: the bundle to start from .*: dim is 8 there and 16"
         ):
             carry_out(make_recipe(other_data, start, "model.dim=16"))
-        with pytest.raises(ModelError, match="name is 'msrn' there and 'pooled' here"):
+        with pytest.raises(ModelError, match="head is 'msrn' there and 'pooled' here"):
             carry_out(make_recipe(other_data, start, "model.head=avg_pool"))
         with pytest.raises(BundleError, match="does not exist"):
             carry_out(make_recipe(other_data, "model.init_from=runs/of/nobody"))

@@ -1,0 +1,166 @@
+"""Do the maps point at the objects? On PASCAL VOC, which has boxes.
+
+pip install grad-cam
+python benchmarks/pointing.py BUNDLE VOCdevkit SPLIT --json benchmarks/results/pointing-voc.json [--curves 150]
+
+Pointing game (Zhang et al., https://arxiv.org/abs/1608.00507): for every present label of every image, whether the peak of the
+map lies in a box of that label. Beside each stage, the residual and all together: Grad-CAM on the last stage of the same
+network, by the grad-cam package, and the centre of the image. Peaks are found on a grid of 64 x 64 cells.
+
+Deletion and insertion (Petsiuk et al., https://arxiv.org/abs/1806.07421) on the first --curves pairs: the label's probability as
+the most important tenths of the pixels, by the map, are replaced by the image's mean colour, or put into an image of that colour;
+the mean over the steps. Lower is better for deletion, higher for insertion.
+"""
+
+import argparse
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msrn.data.images import read_image
+from msrn.explain import explain_logits
+from msrn.files import write_json
+from msrn.machine import machine
+from msrn.models import MSRN
+from msrn.predict import load, read_labelled
+
+GRID = 64
+NUM_STEPS = 10
+
+
+def boxes_of(annotation: Path) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Boxes of each label, in fractions of width and height."""
+    root = ET.parse(annotation).getroot()
+    width, height = (float(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+    found = defaultdict(list)
+    for item in root.iter("object"):
+        left, top, right, bottom = (
+            float(item.findtext(f"bndbox/{name}") or 0) for name in ("xmin", "ymin", "xmax", "ymax")
+        )
+        found[item.findtext("name") or ""].append(
+            ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
+        )
+    return dict(found)
+
+
+def is_hit(heat: Tensor, boxes: list[tuple[float, float, float, float]]) -> bool:
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    x, y = (column + 0.5) / heat.shape[1], (row + 0.5) / heat.shape[0]
+    return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
+
+
+def last_layer(model: MSRN) -> nn.Module:
+    """The module whose output is the last stage."""
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda own, _, out: outputs.append((own, out)) if isinstance(out, Tensor) else None
+        )
+        for module in model.backbone.modules()
+    ]
+    stage = model.backbone(torch.zeros(1, 3, 224, 224))[-1]
+    for hook in hooks:
+        hook.remove()
+    return next(module for module, out in reversed(outputs) if out.shape == stage.shape and torch.equal(out, stage))
+
+
+@torch.no_grad()
+def curve(model: nn.Module, image: Tensor, heat: Tensor, label: int, *, is_insertion: bool) -> float:
+    """Mean probability as the most important pixels go away, or come."""
+    order = (
+        F.interpolate(heat[None, None], image.shape[-2:], mode="bilinear", align_corners=False)
+        .flatten()
+        .argsort(descending=True)
+    )
+    plain = image.mean(dim=(1, 2), keepdim=True).expand_as(image)
+    steps = []
+    for step in range(1, NUM_STEPS):
+        chosen = torch.zeros(order.numel(), dtype=torch.bool)
+        chosen[order[: order.numel() * step // NUM_STEPS]] = True
+        chosen = chosen.reshape(image.shape[-2:])
+        steps.append(torch.where(chosen == is_insertion, image, plain))
+    return float(model(torch.stack(steps))[:, label].sigmoid().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("split")
+    parser.add_argument("--curves", type=int, default=150, help="pairs of image and label for deletion and insertion")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    # After msrn, which brings torchvision in.
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    predictor = load(args.bundle, device="cpu")
+    model = predictor.bundle.model
+    assert isinstance(model, MSRN)
+    model.detach_stages = False  # so that Grad-CAM sees all of the network
+    images = read_labelled(args.data, args.split, predictor.label_names)
+    cam = GradCAM(model, [last_layer(model)])
+    hits: dict[str, list[bool]] = defaultdict(list)
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    rng = np.random.default_rng(0)
+    middle = torch.zeros(GRID + 1, GRID + 1)
+    middle[GRID // 2, GRID // 2] = 1
+    for path, target in zip(images.paths, images.target, strict=True):
+        path = Path(path)
+        labels = [int(label) for label in (target == 1).nonzero()[0]]
+        if not labels:
+            continue
+        boxes = boxes_of(path.parents[1] / "Annotations" / f"{path.stem}.xml")
+        tensor = predictor.bundle.preprocessing(read_image(path))
+        batch = tensor.unsqueeze(0)
+        parts = explain_logits(model, batch, labels)
+        for column, label in enumerate(labels):
+            own = boxes[predictor.label_names[label]]
+            maps = {f"stage {index + 1}": whole[0, column] for index, whole in enumerate(parts.stage_maps())}
+            if parts.residual is not None:
+                maps["residual"] = parts.residual[0, column]
+            maps["all together"] = parts.combined((GRID, GRID))[0, column]
+            seen = cam(input_tensor=batch, targets=[ClassifierOutputTarget(label)])[0]
+            maps["Grad-CAM"] = torch.from_numpy(np.ascontiguousarray(seen))
+            for name, heat in maps.items():
+                grown = F.interpolate(heat[None, None].float(), (GRID, GRID), mode="bilinear", align_corners=False)[
+                    0, 0
+                ]
+                hits[name].append(is_hit(grown, own))
+            hits["centre of the image"].append(is_hit(middle, own))
+            if len(curves["all together"]) < args.curves:
+                maps["random order"] = torch.from_numpy(rng.random((7, 7))).float()
+                for name in ("all together", "residual", "Grad-CAM", "random order"):
+                    if name in maps:
+                        both = [
+                            curve(model, tensor, maps[name].float(), label, is_insertion=how) for how in (False, True)
+                        ]
+                        curves[name].append((both[0], both[1]))
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "pairs": len(hits["all together"]),
+        "pointing": {name: float(np.mean(values)) for name, values in hits.items()},
+        "curve_pairs": len(curves["all together"]),
+        "deletion": {name: float(np.mean([own[0] for own in values])) for name, values in curves.items()},
+        "insertion": {name: float(np.mean([own[1] for own in values])) for name, values in curves.items()},
+    }
+    ours, theirs = np.array(hits["all together"], dtype=float), np.array(hits["Grad-CAM"], dtype=float)
+    difference = ours - theirs
+    found["minus_grad_cam"] = {
+        "mean": float(difference.mean()),
+        "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+    }
+    write_json(args.json, found)
+    for name, value in found["pointing"].items():
+        deletion, insertion = (found[kind].get(name, float("nan")) for kind in ("deletion", "insertion"))
+        print(f"{name:20} {100 * value:.1f} %  deletion {deletion:.3f}  insertion {insertion:.3f}")
+
+
+if __name__ == "__main__":
+    main()
