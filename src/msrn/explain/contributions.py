@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from msrn.explain.alignment import projected_shifts, stage_shifts
 from msrn.models import MSRN
 from msrn.models.attention import label_attention
 from msrn.models.baselines import PooledHead
@@ -42,6 +43,8 @@ class Contributions:
         constant: Biases.
         rest: What the shares leave to the logit: others' features and what is not linear, for a joint classifier; rounding else.
         is_exact: Whether the shares are those of a linear classifier.
+        shifts: How far the cells of each stage lie from where they seem to, in cells, and those of the residual last
+            (`msrn.explain.alignment`).
     """
 
     labels: tuple[int, ...]
@@ -53,6 +56,7 @@ class Contributions:
     constant: Float[Tensor, " n"]
     rest: Float[Tensor, "B n"]
     is_exact: bool
+    shifts: tuple[float, ...]
 
     def to(self, device: str | torch.device) -> "Contributions":
         """The same on another device."""
@@ -76,12 +80,23 @@ class Contributions:
     def combined(self, size: tuple[int, int]) -> Float[Tensor, "B n H W"]:
         """All stages and the residual at one size (height, width): what a pixel adds, so that the sum stays about the same."""
         maps = [*self.stage_maps(), *([] if self.residual is None else [self.residual])]
-        area = size[0] * size[1]
-        grown = [
-            F.interpolate(own * (own.shape[-2] * own.shape[-1] / area), size, mode="bilinear", align_corners=False)
-            for own in maps
-        ]
+        grown = [grow(own, size, shift) for own, shift in zip(maps, self.shifts, strict=False)]
         return torch.stack(grown).sum(0)
+
+
+def grow(maps: Float[Tensor, "B n h w"], size: tuple[int, int], shift: float) -> Float[Tensor, "B n H W"]:
+    """Maps at another size, each cell where it is on the image, so that they sum to about the same.
+
+    Args:
+        maps: What each cell adds.
+        size: Height and width to grow to.
+        shift: How far the cells lie from where they seem to, in cells.
+    """
+    height, width = maps.shape[-2:]
+    share = height * width / (size[0] * size[1])
+    move = maps.new_tensor([[1.0, 0.0, -2 * shift / width], [0.0, 1.0, -2 * shift / height]])
+    grid = F.affine_grid(move.expand(len(maps), 2, 3), [len(maps), 1, *size], align_corners=False)
+    return F.grid_sample(maps * share, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @torch.no_grad()
@@ -131,6 +146,7 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
             total, each = _group_maps(values, label_groups.group_embeddings, group_slopes[..., part], kind)
             shared_maps.append(factor * total)
             by_group += factor * each
+    shifts = stage_shifts(model, (images.shape[-2], images.shape[-1]))
     residual, bias = None, constant.new_zeros(())
     if model.residual is not None:
         residual = factor * _residual_map(model.residual, feature_maps[-1].float(), chosen)
@@ -149,6 +165,9 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
         constant,
         logits - explained,
         isinstance(classifier, PerLabelClassifier),
+        (*projected_shifts(model, shifts), shifts[-1])
+        if model.residual is not None
+        else projected_shifts(model, shifts),
     )
 
 

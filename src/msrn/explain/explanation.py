@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from msrn.errors import MissingDependencyError
-from msrn.explain.contributions import Contributions
+from msrn.explain.contributions import Contributions, grow
 from msrn.explain.related import Related
 from msrn.files import replace_folder, write_bytes, write_json
 
@@ -68,7 +67,7 @@ class Explanation:
         """
         scale = min(1.0, _MOST_PIXELS / max(self.size))
         height, width = (max(1, round(side * scale)) for side in self.size)
-        return torch.stack([_grow(own, (height, width)) for own in self.parts.stage_maps()])
+        return torch.stack([grown[0] for grown in self._grown((height, width))])
 
     def heatmaps_at(self, height: int, width: int) -> Float[Tensor, "n H W"]:
         """All stages and the residual together, at any size."""
@@ -122,7 +121,7 @@ class Explanation:
         for column, name in enumerate(self.labels):
             stages = [
                 {
-                    **_peak(whole[0, column]),
+                    **_peak(whole[0, column], self.parts.shifts[index]),
                     "contribution": float(whole[0, column].sum()),
                     "own": float(self.parts.own[index][0, column].sum()),
                     "by_group": float(self.parts.by_group[index][0, column].sum()) if self.parts.by_group else 0.0,
@@ -138,7 +137,10 @@ class Explanation:
                     "stages": stages,
                     "residual": None
                     if residual is None
-                    else {**_peak(residual[0, column]), "contribution": float(residual[0, column].sum())},
+                    else {
+                        **_peak(residual[0, column], self.parts.shifts[-1]),
+                        "contribution": float(residual[0, column].sum()),
+                    },
                     "constant": float(self.parts.constant[column]),
                     "rest": float(self.parts.rest[0, column]),
                     "peak": _peak(self.heatmaps_at(*_grid(self.size))[column])["peak"],
@@ -179,11 +181,11 @@ class Explanation:
         size = (shown.height, shown.width)
         maps = [("all together", self.heatmaps_at(*size)[column])]
         maps += [
-            (f"stage {index + 1}, {own.shape[-2]} x {own.shape[-1]}", _grow(own, size)[column])
-            for index, own in enumerate(self.parts.stage_maps())
+            (f"stage {index + 1}, {own.shape[-2]} x {own.shape[-1]}", grown[0, column])
+            for index, (own, grown) in enumerate(zip(self.parts.own, self._grown(size), strict=True))
         ]
         if self.parts.residual is not None:
-            maps.append(("residual", _grow(self.parts.residual, size)[column]))
+            maps.append(("residual", grow(self.parts.residual, size, self.parts.shifts[-1])[0, column]))
         figure = Figure(figsize=(2.5 * (len(maps) + 1), 2.5 * size[0] / size[1] + 2.4), layout="constrained")
         heights = (2.5 * size[0] / size[1] + 0.4, 2.0)
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -223,6 +225,10 @@ class Explanation:
             write_json(temporary / JSON_FILE, self.to_dict())
         return folder
 
+    def _grown(self, size: tuple[int, int]) -> list[Float[Tensor, "1 n H W"]]:
+        """The map of each stage at one size."""
+        return [grow(own, size, shift) for own, shift in zip(self.parts.stage_maps(), self.parts.shifts, strict=False)]
+
     def _sums(self, column: int) -> list[tuple[str, float]]:
         """The parts of one logit, in words."""
         found = []
@@ -238,22 +244,16 @@ class Explanation:
         return found
 
 
-def _grow(maps: Float[Tensor, "_ n h w"], size: tuple[int, int]) -> Float[Tensor, "n H W"]:
-    """A map at another size, so that it sums to about the same."""
-    share = maps.shape[-2] * maps.shape[-1] / (size[0] * size[1])
-    return F.interpolate(maps[:1] * share, size, mode="bilinear", align_corners=False)[0]
-
-
 def _grid(size: tuple[int, int], most: int = 64) -> tuple[int, int]:
     scale = most / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _peak(heat: Float[Tensor, "h w"]) -> dict[str, Any]:
+def _peak(heat: Float[Tensor, "h w"], shift: float = 0.0) -> dict[str, Any]:
     """Where a map is greatest, as fractions of width and height, and its size."""
     height, width = heat.shape
     row, column = divmod(int(heat.argmax()), width)
-    return {"peak": [(column + 0.5) / width, (row + 0.5) / height], "size": [height, width]}
+    return {"peak": [(column + 0.5 + shift) / width, (row + 0.5 + shift) / height], "size": [height, width]}
 
 
 def _bars(axes: Any, title: str, values: Sequence[tuple[str, float]]) -> None:
