@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msrn.metrics import Objective, Thresholds, fit_thresholds
+from msrn.metrics import Objective, Thresholds, fit_calibration, fit_thresholds
 
 PREVALENCE = np.geomspace(0.3, 0.004, 30)
 SEPARATION = np.random.default_rng(7).uniform(1.5, 3.5, 30)
@@ -99,7 +99,7 @@ def test_precision_threshold_leaves_room_for_a_false_alarm(case: tuple[Tensor, T
     preds, target = case
     fitted = fit_if_in_reach(preds, target, f"precision={precision}")
     for p, t, value, is_shared in zip(preds.T.numpy(), target.T.numpy(), fitted.values, fitted.is_shared, strict=True):
-        if not is_shared:
+        if not is_shared and value <= 1:
             predicted = (p >= value) & (t != -1)
             assert (predicted & (t == 1)).sum() / (predicted.sum() + 1) >= precision - 1e-12
 
@@ -159,6 +159,84 @@ def test_precision_and_recall_are_met_on_other_images() -> None:
     assert np.mean(recalls) == pytest.approx(0.8, abs=0.02)
 
 
+def test_a_label_that_cannot_reach_the_precision_is_never_predicted_and_lends_nobody_its_threshold() -> None:
+    """A label of pure noise with many positives, beside good ones and rare ones."""
+    rng = np.random.default_rng(0)
+    target = (rng.random((2_000, 12)) < 0.1).astype(np.int64)
+    target[:, 10:] = rng.random((2_000, 2)) < 0.002
+    logits = torch.from_numpy(8 * target - 4.0 + rng.normal(size=target.shape))
+    logits[:, 0] = torch.from_numpy(rng.normal(size=2_000) + 3)
+    preds = logits.sigmoid()
+    fitted = fit_thresholds(preds, torch.from_numpy(target), "precision=0.9", min_positives=5)
+    assert fitted.is_out_of_reach[:10] == (True, *(False,) * 9)
+    assert not bool((preds[:, 0] >= fitted.values[0]).any())
+    assert not bool((torch.ones(1, dtype=torch.float64) >= fitted.values[0]).any())
+    assert fitted.is_shared == ((False,) * 10 + (True,) * 2)
+    for label in range(1, 10):
+        predicted = (preds[:, label] >= fitted.values[label]).numpy()
+        assert target[predicted, label].mean() >= 0.9
+
+
+def test_precision_is_raised_where_cross_fitting_falls_short() -> None:
+    """Labels whose curves are ragged: the lowest threshold that reaches the precision by luck does not reach it elsewhere."""
+    achieved, plain = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+
+        def draw(count: int, rng: np.random.Generator = rng) -> tuple[Tensor, Tensor]:
+            target = rng.random((count, 40)) < 0.25
+            return torch.from_numpy(1.6 * target + rng.normal(size=target.shape)).sigmoid(), torch.from_numpy(
+                target.astype(np.int64)
+            )
+
+        (preds, target), (test_preds, test_target) = draw(120), draw(5_000)
+        for collected, margins in ((achieved, None), (plain, (0.0,))):
+            with pytest.MonkeyPatch.context() as patch:
+                if margins is not None:
+                    patch.setattr("msrn.metrics.thresholds._MARGINS", margins)
+                fitted = fit_thresholds(preds, target, "precision=0.75")
+            predicted = test_preds >= fitted.tensor()
+            collected.append(float((predicted & (test_target == 1)).sum() / predicted.sum()))
+    assert np.mean(plain) < 0.745
+    assert np.mean(achieved) > np.mean(plain) + 0.01
+
+
+def test_of_strengths_that_do_alike_the_strongest_is_taken() -> None:
+    """On images where every strength does alike but for noise, thresholds are those of the probabilities alone."""
+    preds, target = long_tail(8, 600)
+    chosen, strongest = fit_thresholds(preds, target), fit_thresholds(preds, target, shrinkage=math.inf)
+    weakest = fit_thresholds(preds, target, shrinkage=0)
+
+    def distance(one: Thresholds, other: Thresholds) -> float:
+        return float((one.tensor().logit() - other.tensor().logit()).abs().mean())
+
+    assert distance(chosen, strongest) < 0.5 * distance(chosen, weakest)
+
+
+@pytest.mark.parametrize("calibration", ["platt", "isotonic"])
+def test_cross_fitting_knows_nothing_of_the_images_left_out(calibration: str) -> None:
+    """What it says of macro F1 is what other images show, also where probabilities are calibrated on the same images."""
+    said, shown, plain = [], [], []
+    for seed in range(8):
+        preds, target = long_tail(300 + seed, 500)
+        test_preds, test_target = long_tail(3_000 + seed, 10_000)
+        fitted = fit_thresholds(preds, target, calibration=calibration)
+        calibrate = fit_calibration(preds.logit(), target, calibration)
+        said.append(fitted.crossfit or 0.0)
+        shown.append(macro_f1(calibrate(test_preds.logit()), test_target, fitted))
+        plain.append(macro_f1(test_preds, test_target, fit_thresholds(preds, target)))
+    assert np.mean(said) < np.mean(shown) + 0.015
+    assert np.mean(shown) > np.mean(plain) - 0.01
+
+
+def test_few_images_believe_the_probabilities() -> None:
+    preds, target = long_tail(5, 4)
+    target[0, :] = 1
+    few = fit_thresholds(preds, target, min_positives=1)
+    assert few.crossfit is None
+    assert few.values == fit_thresholds(preds, target, min_positives=1, shrinkage=math.inf).values
+
+
 def test_labels_objective_gives_that_many_labels_each_in_proportion() -> None:
     preds, target = long_tail(3, 4_000)
     predicted = preds >= fit_thresholds(preds, target, "labels=2").tensor()
@@ -202,8 +280,14 @@ def test_what_cannot_be_fitted_is_said() -> None:
     preds = torch.tensor([[0.9], [0.1]])
     with pytest.raises(ValueError, match="no label is present in any image"):
         fit_thresholds(preds, torch.tensor([[0], [-1]]))
-    with pytest.raises(ValueError, match=r"no threshold reaches precision 0.9 on these 2 images"):
+    with pytest.raises(ValueError, match=r"no threshold reaches precision 0.9 on these 2 images\. Ask for less"):
         fit_thresholds(preds, torch.tensor([[1], [0]]), "precision=0.9")
+    with pytest.raises(
+        ValueError, match=r"no threshold reaches labels 0\.0001 on these 2 images\. Ask for more labels"
+    ):
+        fit_thresholds(preds, torch.tensor([[1], [0]]), "labels=0.0001")
+    with pytest.raises(ValueError, match=r"an image cannot have 3 of 1 labels"):
+        fit_thresholds(preds, torch.tensor([[1], [0]]), "labels=3")
     with pytest.raises(ValueError, match="shrinkage is a number of positives"):
         fit_thresholds(preds, torch.tensor([[1], [0]]), shrinkage=-1)
     with pytest.raises(ValueError, match="min_positives is at least 1"):

@@ -7,13 +7,13 @@ four fifths of the images are measured on the last. Labels with very few positiv
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from msrn.metrics.calibration import fit_calibration
@@ -27,7 +27,9 @@ _SHRINKAGES = (0.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 300.0, math.inf)
 # By how much more than was asked precision is demanded, on the scale of logits.
 _MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5)
 _NUM_SHARED_CANDIDATES = 512
-_EPS = 1e-7
+_EPS = 1e-12
+# What no probability reaches: the threshold of a label that is never predicted.
+NEVER = math.nextafter(1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,12 @@ class Objective:
         return self.name if self.value is None else f"{self.name}={self.value:g}"
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_probability(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return _is_number(value) and 0 <= value <= NEVER
 
 
 _EXAMPLES = {"precision": 0.9, "recall": 0.8, "labels": 3}
@@ -91,9 +97,10 @@ class Thresholds:
     """The least probability of a predicted label, a label.
 
     Attributes:
-        values: One probability a label, in the labels' order.
+        values: One probability a label, in the labels' order; just above 1 for one that is never predicted.
         shared: The threshold of labels with too few positives.
-        is_shared: Which labels take the shared threshold.
+        is_shared: Which labels take the shared threshold, as they have too few positives for one of their own.
+        is_out_of_reach: Which labels cannot meet the objective at any threshold, and so are never predicted.
         objective: What they were fitted for.
         crossfit: What cross-fitting measured for the objective on images left out (macro F1, precision, recall, or labels an
             image), or None.
@@ -103,13 +110,15 @@ class Thresholds:
     values: tuple[float, ...]
     shared: float
     is_shared: tuple[bool, ...]
+    is_out_of_reach: tuple[bool, ...]
     objective: str
     crossfit: float | None = None
     fitted_on: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "values": list(self.values), "is_shared": list(self.is_shared)}
+        lists = {name: list(getattr(self, name)) for name in ("values", "is_shared", "is_out_of_reach")}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], num_labels: int) -> "Thresholds":
@@ -118,20 +127,24 @@ class Thresholds:
         Raises:
             ValueError: A key is missing, a list has another length, or numbers that are no probabilities.
         """
-        numbers, shared, is_shared = values.get("values"), values.get("shared"), values.get("is_shared")
+        numbers, shared = values.get("values"), values.get("shared")
         if not isinstance(numbers, list) or len(numbers) != num_labels or not all(map(_is_probability, numbers)):
             raise ValueError(f"values must be {num_labels} probabilities, one a label.")
         if not _is_probability(shared):
             raise ValueError(f"shared must be a probability, got {shared!r}.")
-        if not isinstance(is_shared, list) or len(is_shared) != num_labels or not {*map(type, is_shared)} <= {bool}:
-            raise ValueError(f"is_shared must be {num_labels} truth values, one a label.")
+        flags = []
+        for name in ("is_shared", "is_out_of_reach"):
+            own = values.get(name)
+            if not isinstance(own, list) or len(own) != num_labels or not {*map(type, own)} <= {bool}:
+                raise ValueError(f"{name} must be {num_labels} truth values, one a label.")
+            flags.append(tuple(own))
         objective, crossfit = values.get("objective"), values.get("crossfit")
-        if not isinstance(objective, str) or not isinstance(crossfit, int | float | None):
+        if not isinstance(objective, str) or not (crossfit is None or _is_number(crossfit)):
             raise ValueError("objective must be a word and crossfit a number or null.")
         fitted_on = values.get("fitted_on", {})
         if not isinstance(fitted_on, dict):
             raise ValueError("fitted_on must be an object of keys and values.")
-        return cls(tuple(map(float, numbers)), float(shared), tuple(is_shared), objective, crossfit, fitted_on)
+        return cls(tuple(map(float, numbers)), float(shared), flags[0], flags[1], objective, crossfit, fitted_on)
 
     def tensor(self) -> Float[Tensor, " L"]:
         """The values, in float64."""
@@ -149,6 +162,7 @@ def fit_thresholds(
     *,
     min_positives: int = MIN_POSITIVES,
     shrinkage: float | None = None,
+    calibration: str | None = None,
     num_folds: int = 5,
     seed: int = 0,
 ) -> Thresholds:
@@ -157,22 +171,25 @@ def fit_thresholds(
     - `f1`: the threshold of best F1. A label with P positives counts its own images for P / (P + shrinkage), and for the rest the
       F1 that its probabilities, after Platt scaling, expect.
     - `precision=p`: the lowest threshold at which the precision is at least p even if the next predicted image were a false
-      alarm; p is raised where cross-fitting falls short of it.
+      alarm; p is raised where cross-fitting falls short of it. A label that reaches it nowhere is never predicted.
     - `recall=r`: the highest threshold with recall at least r even if the next positive image were missed, as in conformal
       prediction.
     - `labels=n`: every label is predicted as often as it is present, times n over the mean number of labels present (PCut; Yang,
       "A study of thresholding strategies for text categorization", 2001).
 
-    The shared threshold does the same for all labels together; for f1 it has the best mean F1 over labels.
+    Labels with too few positives share one threshold: for precision and recall that of these labels taken together, for labels
+    that of all together, for f1 the one of best mean F1 over all labels.
 
     Args:
-        preds: Probabilities, calibrated as they will be used.
+        preds: Probabilities.
         target: 1 present, 0 absent, -1 unknown.
         objective: What to fit for.
         min_positives: Labels with fewer positives take the shared threshold.
         shrinkage: For f1, positives at which a label's own images and its probabilities count alike: 0 takes the best on these
             images as it is, infinity what the probabilities expect; None finds it by cross-fitting: the strongest whose mean F1 is
             within a standard error of the best.
+        calibration: Fit for the probabilities that `fit_calibration` makes of these by this method; within cross-fitting it is
+            fitted anew without the images left out.
         num_folds: Parts of the images for cross-fitting.
         seed: Of the parts.
 
@@ -200,6 +217,8 @@ def fit_thresholds(
         raise ValueError(f"shrinkage is a number of positives, 0 or more, got {shrinkage}. Pass None to have it found.")
     if not bool((target == 1).any()):
         raise ValueError("no label is present in any image, so there is nothing to fit. Give images with labels.")
+    if objective.name == "labels" and (objective.value or 0) > preds.shape[1]:
+        raise ValueError(f"an image cannot have {objective.value:g} of {preds.shape[1]} labels. Ask for fewer.")
     strengths: tuple[float, ...]
     match objective.name:
         case "f1":
@@ -208,41 +227,68 @@ def fit_thresholds(
             strengths = _MARGINS
         case _:
             strengths = (0.0,)
-    best, crossfit = _cross_fit(preds, target, objective, strengths, min_positives, num_folds, seed)
-    own, shared = _fit(preds, target, objective, strengths[best : best + 1])
-    if bool(shared.isnan().any()):
+    settings = _Settings(objective, strengths, min_positives, calibration)
+    best, crossfit = _cross_fit(preds, target, settings, num_folds, seed)
+    fitted = _fit(preds, target, settings._replace(strengths=strengths[best : best + 1]))
+    values, is_out_of_reach = fitted.values[0], fitted.is_out_of_reach[0]
+    if bool(is_out_of_reach.all()):
+        more_or_less = "more labels" if objective.name == "labels" else "less"
         raise ValueError(
-            f"no threshold reaches {objective.name} {objective.value:g} on these {len(preds)} images, all labels taken together. "
-            "Ask for less, or give more images."
+            f"no threshold reaches {objective.name} {objective.value:g} on these {len(preds)} images. Ask for {more_or_less}, or "
+            "give more images."
         )
-    is_shared = own[0].isnan() | ((target == 1).sum(0) < min_positives)
-    values = torch.where(is_shared, shared[0], own[0])
-    return Thresholds(tuple(values.tolist()), float(shared[0]), tuple(is_shared.tolist()), str(objective), crossfit)
+    return Thresholds(
+        tuple(values.tolist()),
+        float(fitted.shared[0]),
+        tuple(fitted.is_shared.tolist()),
+        tuple(is_out_of_reach.tolist()),
+        str(objective),
+        crossfit,
+    )
+
+
+class _Settings(NamedTuple):
+    objective: Objective
+    strengths: tuple[float, ...]
+    min_positives: int
+    calibration: str | None
+
+
+class _Fitted(NamedTuple):
+    """Thresholds for each strength.
+
+    Attributes:
+        values: What to use; `NEVER` where the objective is out of reach.
+        shared: The shared threshold.
+        is_shared: Labels that take it.
+        is_out_of_reach: Labels that no threshold serves.
+        calibrate: From probabilities to those that the thresholds are for.
+    """
+
+    values: Float[Tensor, "K L"]
+    shared: Float[Tensor, " K"]
+    is_shared: Bool[Tensor, " L"]
+    is_out_of_reach: Bool[Tensor, "K L"]
+    calibrate: Callable[[Tensor], Tensor]
 
 
 def _cross_fit(
-    preds: Tensor,
-    target: Tensor,
-    objective: Objective,
-    strengths: tuple[float, ...],
-    min_positives: int,
-    num_folds: int,
-    seed: int,
+    preds: Tensor, target: Tensor, settings: _Settings, num_folds: int, seed: int
 ) -> tuple[int, float | None]:
     """Which strength does best on images left out of the fit, and what it reaches there, if that could be measured."""
+    objective, strengths = settings.objective, settings.strengths
     fold = torch.from_numpy(np.random.default_rng(seed).permutation(len(preds)) % num_folds).to(preds.device)
     counts = torch.zeros(3, len(strengths), preds.shape[1], dtype=torch.float64)  # correct, predicted, present
     for left_out in range(num_folds):
         is_out = fold == left_out
         rest = target[~is_out]
         if not bool((rest == 1).any()) or not bool(is_out.any()):
-            return 0, None
-        own, shared = _fit(preds[~is_out], rest, objective, strengths)
-        is_shared = own.isnan() | ((rest == 1).sum(0) < min_positives)
-        values = torch.where(is_shared, shared.unsqueeze(1), own).nan_to_num(2.0)  # out of reach: nothing is predicted
+            return len(strengths) - 1, None  # nothing tells that the images deserve belief
+        fitted = _fit(preds[~is_out], rest, settings)
         positive, known = target[is_out] == 1, target[is_out] != -1
-        for number, thresholds in enumerate(values):
-            predicted = (preds[is_out] >= thresholds) & known
+        calibrated = fitted.calibrate(preds[is_out])
+        for number, thresholds in enumerate(fitted.values):
+            predicted = (calibrated >= thresholds) & known
             for row, found in enumerate((predicted & positive, predicted, positive)):
                 counts[row, number] += found.sum(0).cpu()
     correct, predicted, present = counts
@@ -266,40 +312,67 @@ def _cross_fit(
     return best, float(score[best])
 
 
-def _fit(
-    preds: Tensor, target: Tensor, objective: Objective, strengths: tuple[float, ...]
-) -> tuple[Float[Tensor, "K L"], Float[Tensor, " K"]]:
-    """For each strength every label's own threshold and the shared one, NaN where the objective is out of reach."""
+def _fit(preds: Tensor, target: Tensor, settings: _Settings) -> _Fitted:
+    """Every label's threshold for each strength."""
+    objective, strengths = settings.objective, settings.strengths
+    logits = preds.logit(_EPS)
+
+    def calibrate(probs: Tensor) -> Tensor:
+        return probs
+
+    if settings.calibration is not None:
+        calibration = fit_calibration(logits, target, settings.calibration)
+
+        def calibrate(probs: Tensor) -> Tensor:
+            return calibration(probs.logit(_EPS)).to(probs)
+
+    positives = (target == 1).sum(0)
+    is_rare = positives < settings.min_positives
+    scores = calibrate(preds)
     num_rows = max(1, BLOCK_SIZE // max(1, len(preds)))
     if objective.name == "f1":
-        positives = (target == 1).sum(0)
-        # Where the probabilities of a fold's images are all alike, there is nothing to scale.
-        expected = fit_calibration(preds.logit(_EPS), target, "platt")(preds.logit(_EPS)).to(preds)
+        # What is expected comes from the plain scores: a calibration fits these very images too well.
+        expected = fit_calibration(logits, target, "platt")(logits).to(preds)
         blocks = zip(
-            preds.T.split(num_rows),
+            scores.T.split(num_rows),
             target.T.split(num_rows),
             expected.T.split(num_rows),
             positives.split(num_rows),
             strict=True,
         )
-        own = [_best_f1(scores, wanted, probs, count, strengths) for scores, wanted, probs, count in blocks]
-        return torch.cat(own, dim=1), _shared_for_f1(preds, target).expand(len(strengths))
+        own = torch.cat(
+            [_best_f1(rows, wanted, probs, count, strengths) for rows, wanted, probs, count in blocks], dim=1
+        )
+        shared = _shared_for_f1(scores, target).expand(len(strengths))
+        takes_shared = is_rare | own.isnan()[0]
+        return _Fitted(
+            torch.where(takes_shared, shared[:, None], own), shared, takes_shared, own.isnan() & False, calibrate
+        )
     # labels=n: how often a label is predicted for once that it is present.
-    prevalence = (target == 1).sum(0) / (target != -1).sum(0).clamp(min=1)
-    value = objective.value or 0.0
-    factor = value / prevalence.double().sum()
-    pooled_factor = value * len(preds) / (target == 1).sum()
+    prevalence = positives / (target != -1).sum(0).clamp(min=1)
+    asked = objective.value or 0.0
+    factor = asked / prevalence.double().sum()
+    pooled_factor = asked * len(preds) / (target == 1).sum()
+    together = is_rare if bool(is_rare.any()) and objective.name != "labels" else torch.ones_like(is_rare)
     owns, shareds = [], []
     for strength in strengths:
+        value = asked
         if objective.name == "precision":
-            raised = torch.tensor(objective.value, dtype=torch.float64).logit() + strength
-            value = min(float(raised.sigmoid()), 1 - _EPS)
-        pairs = zip(preds.T.split(num_rows), target.T.split(num_rows), strict=True)
-        own_cuts = [_best_cut(scores, wanted, objective.name, value, factor) for scores, wanted in pairs]
+            value = min(float((torch.tensor(asked, dtype=torch.float64).logit() + strength).sigmoid()), 1 - _EPS)
+        pairs = zip(scores.T.split(num_rows), target.T.split(num_rows), strict=True)
+        own_cuts = [_best_cut(rows, wanted, objective.name, value, factor) for rows, wanted in pairs]
         owns.append(torch.cat(own_cuts))
-        pooled = _best_cut(preds.reshape(1, -1), target.reshape(1, -1), objective.name, value, pooled_factor)
-        shareds.append(pooled.squeeze(0))
-    return torch.stack(owns), torch.stack(shareds)
+        for chosen in (together, torch.ones_like(is_rare)):
+            pool, wanted = scores[:, chosen].reshape(1, -1), target[:, chosen].reshape(1, -1)
+            pooled = _best_cut(pool, wanted, objective.name, value, pooled_factor).squeeze(0)
+            # Precision is a promise: what these few labels cannot show is not lent to them by the others.
+            if objective.name == "precision" or not bool(pooled.isnan()):
+                break
+        shareds.append(pooled)
+    own, shared = torch.stack(owns), torch.stack(shareds)
+    takes_shared = is_rare if objective.name == "precision" else is_rare | own.isnan().any(0)
+    values = torch.where(takes_shared, shared[:, None], own)
+    return _Fitted(values.nan_to_num(NEVER), shared.nan_to_num(NEVER), takes_shared, values.isnan(), calibrate)
 
 
 def _ordered(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
