@@ -94,6 +94,18 @@ class Bundle:
         }
 
 
+def check_bundle_folder(path: str | Path) -> Path:
+    """Refuse a folder that holds something else than a bundle, before any work is done for it.
+
+    Raises:
+        BundleError: The path holds something that is not a bundle.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))):
+        raise BundleError(f"{path} exists and is not a bundle; it is left alone. Give a new folder.")
+    return path
+
+
 def save_bundle(bundle: Bundle, path: str | Path) -> Path:
     """Write a bundle folder in one step; an older bundle of that name is replaced.
 
@@ -101,9 +113,7 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
         BundleError: The path holds something that is not a bundle.
         MSRNError: The folder cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))):
-        raise BundleError(f"{path} exists and is not a bundle; it is left alone. Give a new folder.")
+    path = check_bundle_folder(path)
     # Tensors of their own memory, as safetensors refuses shared memory; one metadata key, as it shuffles several, and the
     # same bundle should be the same file.
     state = {f"{_MODEL_PREFIX}{name}": _plain(value) for name, value in bundle.model.state_dict().items()}
@@ -174,6 +184,21 @@ def load_bundle(path: str | Path) -> Bundle:
     )
 
 
+def reset_decisions(path: str | Path) -> float:
+    """Take thresholds and calibration off a bundle folder, also where they are damaged; return the threshold of all labels.
+
+    Raises:
+        BundleError: The folder is not a bundle.
+        MSRNError: A file cannot be written.
+    """
+    path = Path(path)
+    config = _read_config(path)
+    config = {name: value for name, value in config.items() if name not in ("thresholds", "calibration")}
+    config["format_version"] = FORMAT_VERSION
+    _write_config(path, config)
+    return float(config["threshold"])
+
+
 def save_decisions(bundle: Bundle, path: str | Path) -> None:
     """Replace thresholds and calibration of a bundle folder by this bundle's; the weights there are left as they are.
 
@@ -188,6 +213,10 @@ def save_decisions(bundle: Bundle, path: str | Path) -> None:
     own = bundle.config()
     config |= {name: own[name] for name in ("format_version", *_DECISION_KEYS) if name in own}
     config = {name: config[name] for name in {**own, **config} if name in own or name not in _DECISION_KEYS}
+    _write_config(path, config)
+
+
+def _write_config(path: Path, config: dict[str, Any]) -> None:
     write_text(path / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     write_text(path / CARD_FILE, model_card(config))
 
@@ -241,7 +270,7 @@ def _decisions(path: Path, config: dict[str, Any]) -> tuple[Thresholds | None, C
             found.append(None if values is None else read(values, len(config["labels"])))
         except ValueError as error:
             raise BundleError(
-                f"{path / CONFIG_FILE}: {name} is damaged: {error} Fit it again by msrn thresholds, after taking the key out."
+                f"{path / CONFIG_FILE}: {name} is damaged: {error} Take it off by msrn thresholds {path} --reset, and fit it again."
             ) from None
     return found[0], found[1]
 

@@ -65,8 +65,9 @@ def _decision(config: dict[str, Any]) -> str:
     on = fitted["fitted_on"]
     calibration = config.get("calibration")
     return (
-        f"probability is at least a threshold of its own, {min(fitted['values']):.2f} to {max(fitted['values']):.2f}, fitted for "
+        f"probability is at least its threshold, {min(fitted['values']):.2f} to {max(fitted['values']):.2f}, fitted for "
         f"{fitted['objective']} on {on.get('images', 'some')} images of split '{on.get('split', '?')}'; "
-        f"{sum(fitted['is_shared'])} labels share the threshold {fitted['shared']:.2f}. "
+        f"{sum(fitted['is_shared'])} labels share the threshold {fitted['shared']:.2f}, "
+        f"{sum(fitted['is_out_of_reach'])} cannot meet the objective and are never predicted. "
         + ("" if calibration is None else f"The probabilities are calibrated there too ({calibration['method']}).")
     ).strip()

@@ -54,7 +54,11 @@ def _is_ours(path: Path) -> bool:
     """Whether a file looks like a report, page, picture or file of vectors that a command wrote."""
     with path.open("rb") as file:
         start = file.read(512)
-    marks = {".json": rb'\{\s*"(source|labels|vectors|recipe)"', ".html": rb"<!doctype html", ".svg": rb"<svg|<\?xml"}
+    marks = {
+        ".json": rb'\{\s*"(source|labels|vectors|recipe|bundle)"',
+        ".html": rb"<!doctype html",
+        ".svg": rb"<svg|<\?xml",
+    }
     if path.suffix.lower() in marks:
         return re.match(marks[path.suffix.lower()], start) is not None
     words = {".png": b"Matplotlib", ".safetensors": b'"vectors"'}

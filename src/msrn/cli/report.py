@@ -1,11 +1,14 @@
 """`msrn report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+
+if TYPE_CHECKING:
+    from msrn.predict import Predictor
 
 EPILOG = """Examples:
 
@@ -49,7 +52,7 @@ def report(
 
     from rich.progress import Progress
 
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.errors import MSRNError
     from msrn.files import check_can_write, write_json
     from msrn.predict import load, read_labelled
@@ -58,10 +61,14 @@ def report(
 
     if out is None and json_file is None:
         raise MSRNError("a report needs a place: --out FOLDER for the page, --json FILE for the numbers, or both.")
+    check_outputs(data, **{"--json": json_file})
     check_can_write("--json", json_file)
-    if out is not None:
-        for name in (PAGE_FILE, JSON_FILE):
-            check_can_write("--out", out / name)
+    if (
+        out is not None
+        and out.exists()
+        and not (out.is_dir() and ((out / JSON_FILE).is_file() or not any(out.iterdir())))
+    ):
+        raise MSRNError(f"--out {out} holds other things; it is left alone. Give a new folder.")
     options = given(
         label_separator=label_separator,
         label_column=label_column,
@@ -70,12 +77,13 @@ def report(
         keep_unannotated=keep_unannotated,
     )
     console = make_console(json_file)
+    predictors = {
+        name: load(path) for path, name in zip((bundle, vs), names_of(bundle, vs), strict=True) if path is not None
+    }
+    check_same_labels(*predictors.values())
     scores: list[Scores] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for path, name in zip((bundle, vs), names_of(bundle, vs), strict=True):
-            if path is None:
-                continue
-            predictor = load(path)
+        for name, predictor in predictors.items():
             images = read_labelled(data, split, predictor.label_names, **options)
             task = progress.add_task(f"scores of {name}", total=len(images))
             scores.append(
@@ -90,8 +98,9 @@ def report(
             )
         progress.add_task("measuring", total=None)
         found = evaluate_scores(scores[0])
-        other = compare_scores(scores[0], in_order(scores[1], scores[0].label_names)) if vs is not None else None
-    written = {"bundle": str(bundle), "data": str(data), "split": split, **found, "paths": {}, "other": other}
+        other = compare_scores(scores[0], in_order(scores[1], scores[0].label_names), found) if vs is not None else None
+    paths = {"bundle": str(bundle), "vs": None if vs is None else str(vs), "data": str(data), "split": split}
+    written = {**paths, **found, "paths": {}, "other": other}
     shown = {row for label in found["labels"] for kind in ("misses", "false_alarms") for row, _ in label[kind]}
     written["paths"] = {
         row: str(images.paths[row]) for row in sorted(shown | {suspect["image"] for suspect in found["suspects"]})
@@ -113,11 +122,27 @@ def names_of(bundle: Path, other: Path | None) -> tuple[str, str]:
     """
 
     def parts(path: Path | None) -> list[str]:
-        found = [] if path is None else [part for part in path.resolve().parts if part != path.anchor]
+        found = [] if path is None else list(path.resolve().parts[1:])
         return found[:-1] if len(found) > 1 and found[-1] == "bundle" else found
 
     ours, theirs = parts(bundle), parts(other)
     for length in range(1, max(len(ours), len(theirs)) + 1):
         if ours[-length:] != theirs[-length:]:
             return "/".join(ours[-length:]), "/".join(theirs[-length:])
-    return "/".join(ours), "/".join(theirs) + " (the same)"
+    return ours[-1], f"{ours[-1]} again"
+
+
+def check_same_labels(*predictors: "Predictor") -> None:
+    """Refuse models of different labels before any image is read for them.
+
+    Raises:
+        LabelMismatchError: A label is not known to all.
+    """
+    from msrn.errors import LabelMismatchError
+
+    first = set(predictors[0].label_names)
+    for other in predictors[1:]:
+        if odd := sorted(first ^ set(other.label_names)):
+            raise LabelMismatchError(
+                f"the two bundles know different labels, such as '{odd[0]}'. Compare models of the same labels."
+            )

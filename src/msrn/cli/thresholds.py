@@ -27,7 +27,9 @@ def thresholds(
         Path | None,
         typer.Option(help="Labelled images; by default the validation images of the bundle's run.", show_default=False),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of --data to fit on.")] = "val",
+    split: Annotated[
+        str | None, typer.Option(help="Split of --data to fit on; val by default.", show_default=False)
+    ] = None,
     target: Annotated[
         str,
         typer.Option(
@@ -62,17 +64,32 @@ def thresholds(
     `predict`, `evaluate` and Python use them from then on. A rare label's few images decide little: how far they are believed is
     found by cross-fitting, and labels with fewer than --min-positives share one threshold.
     """
-    import dataclasses
-
     from rich.progress import Progress
 
-    from msrn.bundle import save_bundle, save_decisions
-    from msrn.cli.output import make_console
-    from msrn.files import write_json
+    from msrn.bundle import reset_decisions, save_bundle, save_decisions
+    from msrn.bundle.bundle import check_bundle_folder
+    from msrn.cli.output import check_outputs, make_console
+    from msrn.files import check_can_write, write_json
     from msrn.metrics import Objective
     from msrn.metrics.calibration import METHODS
     from msrn.predict import fit_decisions, load, read_labelled
 
+    reading = given(
+        label_separator=label_separator,
+        label_column=label_column,
+        path_column=path_column,
+        split_column=split_column,
+        keep_unannotated=keep_unannotated,
+    )
+    if reset and (data is not None or out is not None or split is not None or reading):
+        raise typer.BadParameter(
+            "it reads no data and writes no other bundle. Leave the rest out.", param_hint="--reset"
+        )
+    if data is None and (split is not None or reading):
+        raise typer.BadParameter(
+            "without --data the validation images of the bundle's run are taken. Give --data too, or leave it out.",
+            param_hint="--split" if split is not None else f"--{next(iter(reading)).replace('_', '-')}",
+        )
     try:
         objective = Objective.parse(target)
     except ValueError as error:
@@ -81,33 +98,24 @@ def thresholds(
         raise typer.BadParameter(
             f"'{calibration}' is none of auto, {', '.join(METHODS)}, none.", param_hint="--calibration"
         )
-    predictor = load(bundle)
+    check_outputs(data or bundle, **{"--json": json_file})
+    check_can_write("--json", json_file)
     console = make_console(json_file)
     if reset:
-        plain = dataclasses.replace(predictor.bundle, thresholds=None, calibration=None)
-        if out is None:
-            save_decisions(plain, bundle)
-        else:
-            save_bundle(plain, out)
-        console.print(
-            f"{out or bundle}: every label from {plain.threshold:g}, not calibrated", markup=False, highlight=False
-        )
+        threshold = reset_decisions(bundle)
+        console.print(f"{bundle}: every label from {threshold:g}, not calibrated", markup=False, highlight=False)
         if json_file is not None:
-            write_json(json_file, {"bundle": str(out or bundle), "threshold": plain.threshold})
+            write_json(json_file, {"bundle": str(bundle), "threshold": threshold})
         return
+    if out is not None:
+        check_bundle_folder(out)
+    predictor = load(bundle)
     if data is None:
         from msrn.recipes.validation import validation_images
 
         images = validation_images(predictor.bundle, bundle)
     else:
-        options = given(
-            label_separator=label_separator,
-            label_column=label_column,
-            path_column=path_column,
-            split_column=split_column,
-            keep_unannotated=keep_unannotated,
-        )
-        images = read_labelled(data, split, predictor.label_names, **options)
+        images = read_labelled(data, split or "val", predictor.label_names, **reading)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading scores", total=len(images))
         fitted, report = fit_decisions(
@@ -145,12 +153,21 @@ def _print(console: "Console", report: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "label" else "right")
     table.add_column("")
     for name, row in report["labels"].items():
-        shared = "shared: too few positives" if row["is_shared"] else ""
-        table.add_row(escape(name), str(row["positives"]), f"{row['threshold']:.3f}", shared)
+        if row["is_out_of_reach"]:
+            threshold, remark = "-", "out of reach: never predicted"
+        else:
+            threshold, remark = f"{row['threshold']:.3f}", "shared: too few positives" if row["is_shared"] else ""
+        table.add_row(escape(name), str(row["positives"]), threshold, remark)
     console.print(table)
+    if report["is_training_split"]:
+        console.print(
+            "warning: the model was trained on these images, where it is too sure of itself. Fit on others.",
+            style="yellow",
+        )
     reached = report["crossfit"]
     if reached is not None:
-        words = {"f1": "macro F1", "precision": "precision", "recall": "recall", "labels": "labels an image"}
+        words = {"f1": "macro F1", "precision": "precision of all decisions", "recall": "recall of all positives"}
+        words["labels"] = "labels an image"
         kind = report["objective"].partition("=")[0]
         shown = f"{reached:.2f}" if kind == "labels" else f"{percent(reached)} %"
         console.print(f"on images left out of the fit: {words[kind]} {shown}", highlight=False)

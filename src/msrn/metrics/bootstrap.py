@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from msrn.metrics.calibration import NUM_BINS
 from msrn.metrics.functional import BLOCK_SIZE, DEFAULT_THRESHOLD, checked_target
 
 NUM_RESAMPLES = 200
@@ -21,12 +22,16 @@ class Resampled(NamedTuple):
         mAP: Its mean over labels with positives.
         CF1: As `f1_scores` has it.
         OF1: As `f1_scores` has it.
+        macro_F1: Mean F1 over labels with positives.
+        ECE: Expected calibration error of all labels together.
     """
 
     average_precision: Float[Tensor, "R L"]
     mAP: Float[Tensor, " R"]
     CF1: Float[Tensor, " R"]
     OF1: Float[Tensor, " R"]
+    macro_F1: Float[Tensor, " R"]
+    ECE: Float[Tensor, " R"]
 
 
 def resample_metrics(
@@ -79,11 +84,30 @@ def resample_metrics(
         for label in range(preds.shape[1])
     ]
     average_precision = torch.stack(columns, dim=1)
-    return Resampled(average_precision, average_precision.nanmean(1), _harmonic(CP, CR), _harmonic(OP, OR))
+    f1 = (2 * correct / (chosen + present).clamp(min=1)).masked_fill(~has_positives, 0).sum(1) / num_labels
+    nothing = ~has_positives.any(1)  # of resamples without a positive nothing can be said
+    CF1, OF1, macro = (
+        values.double().masked_fill(nothing, torch.nan) for values in (_harmonic(CP, CR), _harmonic(OP, OR), f1)
+    )
+    ECE = _calibration_errors(preds, target, counts)
+    return Resampled(average_precision, average_precision.nanmean(1), CF1, OF1, macro, ECE)
 
 
-def interval(values: Float[Tensor, "R *rest"], *, level: float = LEVEL) -> tuple[Tensor, Tensor]:
-    """The middle share of the values over resamples; NaN where there is none.
+def interval(
+    values: Float[Tensor, "R *rest"], estimate: float | Float[Tensor, "*rest"] | None = None, *, level: float = LEVEL
+) -> tuple[Tensor, Tensor]:
+    """An interval around an estimate: the middle share of the values over resamples, moved by their bias.
+
+    Images that are drawn twice raise average precision, and labels whose few predictions are not drawn lower F1. With many labels
+    that moves the resamples further than they spread, so the mean of the resamples is moved onto the estimate.
+
+    Args:
+        values: Of each resample.
+        estimate: On the images as they are; None leaves the values where they are.
+        level: How much lies between the bounds.
+
+    Returns:
+        Lower and upper bound, NaN where there is none.
 
     Example:
         >>> low, high = interval(torch.arange(101).double(), level=0.9)
@@ -92,6 +116,8 @@ def interval(values: Float[Tensor, "R *rest"], *, level: float = LEVEL) -> tuple
     """
     tail = (1 - level) / 2
     bounds = torch.nanquantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    if estimate is not None:
+        bounds = bounds + (estimate - values.double().nanmean(0))
     return bounds[0], bounds[1]
 
 
@@ -110,6 +136,20 @@ def _weighted_average_precision(preds: Tensor, target: Tensor, counts: Tensor) -
     end = ends[torch.searchsorted(ends, torch.arange(len(scores)))]
     precision = hits.cumsum(1)[:, end] / drawn.cumsum(1)[:, end].clamp(min=1)
     return (hits * precision).sum(1).double() / hits.sum(1)  # 0 / 0 is NaN
+
+
+def _calibration_errors(
+    preds: Tensor, target: Tensor, counts: Float[Tensor, "R N"], num_bins: int = NUM_BINS
+) -> Float[Tensor, " R"]:
+    """Expected calibration error of each resample, from sums over each image's entries."""
+    known = target != -1
+    index = (preds.double() * num_bins).long().clamp(max=num_bins - 1)
+    sums = [torch.zeros(len(preds), num_bins, dtype=torch.float64) for _ in range(3)]
+    for total, values in zip(sums, (known, preds.double() * known, (target == 1) & known), strict=True):
+        total.scatter_add_(1, index, values.double())
+    num_known, probs, present = (counts.double() @ total for total in sums)  # (R, bins)
+    distance = (probs - present).abs().sum(1)
+    return distance / num_known.sum(1)  # 0 / 0 is NaN
 
 
 def _harmonic(a: Tensor, b: Tensor) -> Tensor:

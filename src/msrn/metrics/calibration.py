@@ -20,6 +20,8 @@ from msrn.metrics.functional import checked_target
 METHODS = ("temperature", "platt", "isotonic")
 # So many images' worth of evidence does the calibration of all labels have against a label's own.
 PRIOR_STRENGTH = 20.0
+# Of reliability diagrams and calibration errors, everywhere.
+NUM_BINS = 15
 _MAX_KNOTS = 64
 _LEAST = 1e-6
 _END = 40.0  # knots end at these logits, where float32 probabilities have long been 0 and 1
@@ -115,7 +117,7 @@ def calibration_from_dict(values: dict[str, Any], num_labels: int) -> Calibratio
         if (
             not rising
             or len(logits) != len(probs)
-            or list(probs) != sorted(probs)
+            or not all(a < b for a, b in pairwise(probs))
             or not 0 <= probs[0] <= probs[-1] <= 1
         ):
             raise ValueError(
@@ -263,6 +265,14 @@ class Reliability(NamedTuple):
     mean_probs: Float[Tensor, " bins"]
     shares: Float[Tensor, " bins"]
 
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain values for JSON; None stands for what an empty bin does not tell."""
+        means, shares = (
+            [None if math.isnan(value) else value for value in values.tolist()]
+            for values in (self.mean_probs, self.shares)
+        )
+        return {"counts": self.counts.tolist(), "probs": means, "shares": shares}
+
     @property
     def error(self) -> float:
         """Expected calibration error: the mean distance of probability and share over the entries, NaN without any."""
@@ -271,7 +281,7 @@ class Reliability(NamedTuple):
         return float((distance * self.counts).sum() / total) if total else math.nan
 
 
-def reliability(preds: Float[Tensor, "N L"], target: Int[Tensor, "N L"], *, num_bins: int = 15) -> Reliability:
+def reliability(preds: Float[Tensor, "N L"], target: Int[Tensor, "N L"], *, num_bins: int = NUM_BINS) -> Reliability:
     """The reliability diagram of all labels together, or of one by a column of its own.
 
     Example:
@@ -290,7 +300,7 @@ def reliability(preds: Float[Tensor, "N L"], target: Int[Tensor, "N L"], *, num_
 
 
 def calibration_error(
-    preds: Float[Tensor, "N L"], target: Int[Tensor, "N L"], *, num_bins: int = 15
+    preds: Float[Tensor, "N L"], target: Int[Tensor, "N L"], *, num_bins: int = NUM_BINS
 ) -> dict[str, float]:
     """Expected calibration error, as fractions.
 
@@ -301,4 +311,6 @@ def calibration_error(
     by_label = [
         reliability(preds[:, [label]], target[:, [label]], num_bins=num_bins).error for label in range(preds.shape[1])
     ]
-    return {"ECE": reliability(preds, target, num_bins=num_bins).error, "ECE_by_label": float(np.nanmean(by_label))}
+    measured = [error for error in by_label if not math.isnan(error)]
+    mean = sum(measured) / len(measured) if measured else math.nan
+    return {"ECE": reliability(preds, target, num_bins=num_bins).error, "ECE_by_label": mean}

@@ -1,7 +1,6 @@
 """Fit what turns scores into decisions, calibration and thresholds, on a labelled validation split."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from msrn.bundle import Bundle
 from msrn.data import LabelledImages, split_hash
 from msrn.errors import DataError
-from msrn.metrics import Calibration, Objective, calibration_error, f1_scores, fit_calibration, fit_thresholds
+from msrn.metrics import Calibration, Objective, f1_scores, fit_calibration, fit_thresholds, reliability
 from msrn.metrics.calibration import METHODS
 from msrn.metrics.thresholds import MIN_POSITIVES
 from msrn.predict.predictor import Predictor
@@ -48,8 +47,9 @@ def fit_decisions(
 
     Returns:
         The bundle with both, and a report in plain values: `objective`, `crossfit` (what the objective reaches on images left out),
-        `calibration`, `log_loss` and `ECE` of each method by cross-fitting, `labels` (threshold, positives and whether it is
-        shared, a label), `fitted_on`, and CF1 and OF1 `before` and `after` on these images.
+        `calibration`, `log_loss`, `ECE` and `reliability` of each method by cross-fitting, `labels` (threshold, positives, whether
+        it is shared or out of reach, a label), `fitted_on`, `is_training_split`, and CF1 and OF1 `before` and `after` on these
+        images. The bundle keeps calibration error and reliability before and after beside its thresholds.
 
     Raises:
         DataError: The objective cannot be met, or nothing is known of the images; the test split of the model's training.
@@ -58,7 +58,7 @@ def fit_decisions(
     if calibration not in (*METHODS, AUTO, NONE):
         raise ValueError(f"'{calibration}' is no calibration. Take {', '.join((*METHODS, AUTO, NONE))}.")
     split = split_hash(images)
-    _check_split(predictor.bundle, images.split, split)
+    is_training_split = _check_split(predictor.bundle, images.split, split)
     outputs = []
     for logits, target in predictor.logits_of_split(images, batch_size=batch_size, num_workers=num_workers):
         outputs.append((logits, target))
@@ -78,10 +78,19 @@ def fit_decisions(
     bundle = dataclasses.replace(predictor.bundle, calibration=fitted, thresholds=None)
     preds = bundle.probs(logits)
     try:
-        thresholds = fit_thresholds(preds, target, objective, min_positives=min_positives)
+        thresholds = fit_thresholds(
+            logits.sigmoid(),
+            target,
+            objective,
+            min_positives=min_positives,
+            calibration=None if chosen == NONE else chosen,
+        )
     except ValueError as error:
         raise DataError(str(error)) from None
-    thresholds = dataclasses.replace(thresholds, fitted_on=fitted_on)
+    before_and_after = {name: quality[method]["reliability"] for name, method in (("before", NONE), ("after", chosen))}
+    errors = {name: quality[method]["ECE"] for name, method in (("before", NONE), ("after", chosen))}
+    kept = {**fitted_on, "ECE": errors, "reliability": before_and_after}
+    thresholds = dataclasses.replace(thresholds, fitted_on=kept)
     bundle = dataclasses.replace(bundle, thresholds=thresholds)
     before = predictor.bundle
     scores = {
@@ -94,32 +103,46 @@ def fit_decisions(
         "crossfit": thresholds.crossfit,
         "shared": thresholds.shared,
         "calibration": chosen,
-        **{name: {method: values[name] for method, values in quality.items()} for name in ("log_loss", "ECE")},
+        **{
+            name: {method: values[name] for method, values in quality.items()}
+            for name in ("log_loss", "ECE", "reliability")
+        },
         "labels": {
-            name: {"threshold": value, "positives": count, "is_shared": is_shared}
-            for name, value, count, is_shared in zip(
-                bundle.label_names, thresholds.values, positives, thresholds.is_shared, strict=True
+            name: {"threshold": value, "positives": count, "is_shared": is_shared, "is_out_of_reach": is_out_of_reach}
+            for name, value, count, is_shared, is_out_of_reach in zip(
+                bundle.label_names,
+                thresholds.values,
+                positives,
+                thresholds.is_shared,
+                thresholds.is_out_of_reach,
+                strict=True,
             )
         },
         **scores,
         "fitted_on": fitted_on,
+        "is_training_split": is_training_split,
     }
     return bundle, report
 
 
-def _check_split(bundle: Bundle, name: str, sha256: str) -> None:
-    """Refuse the split that the training reports its test result on."""
+def _check_split(bundle: Bundle, name: str, sha256: str) -> bool:
+    """Refuse the split that the training reports its test result on; say whether it is the one that was trained on."""
     splits = bundle.training.get("splits")
-    test = splits.get("test") if isinstance(splits, dict) else None
-    if isinstance(test, dict) and sha256 == test.get("sha256"):
+    hashes = {
+        use: own.get("sha256")
+        for use, own in (splits if isinstance(splits, dict) else {}).items()
+        if isinstance(own, dict)
+    }
+    if sha256 == hashes.get("test"):
         raise DataError(
             f"split '{name}' is the one this model was tested on; thresholds fitted there would make its test result too good. "
             "Give the validation split."
         )
+    return sha256 == hashes.get("train")
 
 
-def _crossfit_quality(logits: Tensor, target: Tensor, method: str) -> dict[str, float]:
-    """Log loss and calibration error of a method on images left out of its fit."""
+def _crossfit_quality(logits: Tensor, target: Tensor, method: str) -> dict[str, Any]:
+    """Log loss, calibration error and reliability of a method on images left out of its fit."""
     probs = logits.sigmoid()
     if method != NONE:
         fold = torch.from_numpy(np.random.default_rng(0).permutation(len(logits)) % _NUM_FOLDS)
@@ -129,8 +152,7 @@ def _crossfit_quality(logits: Tensor, target: Tensor, method: str) -> dict[str, 
                 calibration: Calibration = fit_calibration(logits[~is_out], target[~is_out], method)
                 probs[is_out] = calibration(logits[is_out])
     known = target != -1
-    if not bool(known.any()):
-        return {"log_loss": math.nan, "ECE": math.nan}
     clipped = probs[known].clamp(1e-7, 1 - 1e-7)
     log_loss = torch.nn.functional.binary_cross_entropy(clipped, target[known].double())
-    return {"log_loss": float(log_loss), "ECE": calibration_error(probs, target)["ECE"]}
+    diagram = reliability(probs, target)
+    return {"log_loss": float(log_loss), "ECE": diagram.error, "reliability": diagram.to_dict()}

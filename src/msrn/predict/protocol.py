@@ -74,7 +74,8 @@ def _fitted(bundle: Bundle) -> dict[str, Any]:
     num_shared = sum(thresholds.is_shared)
     return {
         "fitted": f"a threshold a label for {thresholds.objective} on {where}; {num_shared} of {len(thresholds.values)} labels "
-        f"share {thresholds.shared:.3f}",
+        f"share {thresholds.shared:.3f}"
+        + (f", {num_never} are never predicted" if (num_never := sum(thresholds.is_out_of_reach)) else ""),
         "calibration": "none" if calibration is None else f"{calibration.method}, fitted on the same images",
     }
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from msrn.data import LabelledImages
 from msrn.errors import LabelMismatchError
 from msrn.metrics import (
-    Resampled,
     calibration_error,
     co_errors,
     evaluate_predictions,
@@ -24,11 +23,15 @@ from msrn.metrics import (
 )
 from msrn.predict import Predictor, evaluation_protocol
 
+# The numbers at the head of the page.
+HEADLINE = ("mAP", "CF1", "OF1", "macro_F1", "ECE")
 NUM_CURVE_POINTS = 80
 NUM_SHOWN = 6  # misses and false alarms a label
 NUM_PAIRS = 300
 NUM_SUSPECTS = 60
-NUM_BINS = 12
+NUM_MATRIX = 24  # labels of the co-error matrix
+# Below so many positives an interval of average precision says nothing.
+_LEAST_POSITIVES = 5
 # Numbers that the bootstrap adds up at most: resamples x images x labels.
 _MOST_ADDED = 2**31
 
@@ -122,90 +125,96 @@ def evaluate_scores(scores: Scores, *, num_resamples: int | None = None) -> dict
         num_resamples: For the intervals; by default 200, fewer where that would take minutes.
 
     Returns:
-        Plain values for JSON. `metrics` is the report of `msrn.metrics.evaluate_predictions` with CP to OF1 at the thresholds used,
-        `intervals` of its mAP, CF1 and OF1; `labels` has a dict a label, in the labels' order; `reliability` and `ECE`;
-        `co_errors` and `suspects` the likeliest first. Images are numbers: rows of the split. None stands for what could not be
-        measured.
+        Plain values for JSON. `metrics` is the report of `msrn.metrics.evaluate_predictions` with CP to OF1 at the thresholds
+        used, `macro_F1` and `ECE`; `intervals` are those of the headline. `labels` has a dict a label, in the labels' order;
+        `reliability` the bins of all labels together; `co_errors` and `suspects` the likeliest first, `co_error_matrix` the labels
+        with most co-errors. Images are numbers: rows of the split. None stands for what could not be measured.
     """
     preds, target, names = scores.preds, scores.target, scores.label_names
     if num_resamples is None:
         num_resamples = max(20, min(200, _MOST_ADDED // max(1, preds.numel())))
     resampled = resample_metrics(preds, target, threshold=scores.thresholds, num_resamples=num_resamples)
     metrics = evaluate_predictions(preds, target, names, threshold=scores.thresholds)
-    low, high = interval(resampled.average_precision)
+    by_label = [metrics["labels"][name] for name in names]
+    low, high = interval(resampled.average_precision, _or_nan(by_label))
     num_shown = max(1, min(NUM_SHOWN, 800 // (2 * len(names))))
     labels = [
         {
             "name": name,
             "AP": metrics["labels"][name],
-            "AP_interval": _pair(low[column], high[column]),
+            "AP_interval": _pair(low[column], high[column])
+            if int((target[:, column] == 1).sum()) >= _LEAST_POSITIVES
+            else None,
             "is_shared": scores.is_shared[column],
             **_label(preds[:, column], target[:, column], float(scores.thresholds[column]), num_shown),
         }
         for column, name in enumerate(names)
     ]
     found = [row["F1"] for row in labels if row["F1"] is not None]
+    errors = {name: _number(value) for name, value in calibration_error(preds, target).items()}
+    metrics = {**metrics, "macro_F1": sum(found) / len(found) if found else None, "ECE": errors["ECE"]}
     return {
         "name": scores.name,
         "protocol": scores.protocol,
         "num_images": len(preds),
         "num_resamples": num_resamples,
-        "metrics": {**metrics, "macro_F1": sum(found) / len(found) if found else None},
+        "metrics": metrics,
         "intervals": {
-            name: _pair(*interval(values))
-            for name, values in (("mAP", resampled.mAP), ("CF1", resampled.CF1), ("OF1", resampled.OF1))
+            name: None
+            if metrics[name] is None or len(preds) < 2
+            else _pair(*interval(getattr(resampled, name), metrics[name]))
+            for name in HEADLINE
         },
         "labels": labels,
-        "reliability": _reliability(preds, target),
-        **{name: _number(value) for name, value in calibration_error(preds, target, num_bins=NUM_BINS).items()},
+        "reliability": reliability(preds, target).to_dict(),
+        **errors,
         "co_errors": _pairs_of_errors(scores),
+        "co_error_matrix": _matrix_of_errors(scores),
         "suspects": _suspects(scores),
     }
 
 
-def compare_scores(ours: Scores, theirs: Scores, *, num_resamples: int = 200) -> dict[str, Any]:
-    """Two models on the same images: differences, ours minus theirs, with intervals over the same resamples.
+def compare_scores(
+    ours: Scores, theirs: Scores, report: dict[str, Any] | None = None, *, num_resamples: int | None = None
+) -> dict[str, Any]:
+    """Two models on the same images: the other one whole, and differences, ours minus theirs, over the same resamples.
+
+    Args:
+        ours: What our model said.
+        theirs: What the other said.
+        report: What `evaluate_scores` returned of ours, where that is known already.
+        num_resamples: For the intervals.
 
     Returns:
-        `name` of the other, its `metrics`, `differences` of mAP, CF1 and OF1 and of every label's `AP`, each with `value` and
-        `interval`.
+        What `evaluate_scores` returns of the other, with `differences` of mAP, CF1, OF1, macro F1 and ECE, each with `value` and
+        `interval`, and in every entry of `labels` the `difference` of AP and its `difference_interval`.
 
     Raises:
         ValueError: The models have other labels, or saw other images.
     """
     if ours.label_names != theirs.label_names or not torch.equal(ours.target, theirs.target):
         raise ValueError("two models are compared on the same images and labels. Read both on one split.")
-    num_resamples = max(20, min(num_resamples, _MOST_ADDED // max(1, 2 * ours.preds.numel())))
-
-    def measure(scores: Scores) -> tuple[dict[str, Any], Resampled]:
-        metrics = evaluate_predictions(scores.preds, scores.target, scores.label_names, threshold=scores.thresholds)
-        resampled = resample_metrics(
-            scores.preds, scores.target, threshold=scores.thresholds, num_resamples=num_resamples
-        )
-        return metrics, resampled
-
-    (metrics, resampled), (other_metrics, other) = measure(ours), measure(theirs)
-    low, high = interval(resampled.average_precision - other.average_precision)
-    return {
-        "name": theirs.name,
-        "protocol": theirs.protocol,
-        "metrics": other_metrics,
-        "differences": {
-            name: {
-                "value": _difference(metrics[name], other_metrics[name]),
-                "interval": _pair(*interval(getattr(resampled, name) - getattr(other, name))),
-            }
-            for name in ("mAP", "CF1", "OF1")
-        },
-        "labels": [
-            {
-                "AP": other_metrics["labels"][name],
-                "difference": _difference(metrics["labels"][name], other_metrics["labels"][name]),
-                "interval": _pair(low[column], high[column]),
-            }
-            for column, name in enumerate(ours.label_names)
-        ],
-    }
+    if num_resamples is None:
+        num_resamples = max(20, min(200, _MOST_ADDED // max(1, ours.preds.numel())))
+    found = evaluate_scores(theirs, num_resamples=num_resamples)
+    metrics = (report or evaluate_scores(ours, num_resamples=1))["metrics"]
+    resampled, other = (
+        resample_metrics(own.preds, own.target, threshold=own.thresholds, num_resamples=num_resamples)
+        for own in (ours, theirs)
+    )
+    differences = [_difference(metrics["labels"][name], found["metrics"]["labels"][name]) for name in ours.label_names]
+    low, high = interval(resampled.average_precision - other.average_precision, _or_nan(differences))
+    found["differences"] = {}
+    for name in HEADLINE:
+        value = _difference(metrics[name], found["metrics"][name])
+        bounds = None
+        if value is not None and len(ours.preds) > 1:
+            bounds = _pair(*interval(getattr(resampled, name) - getattr(other, name), value))
+        found["differences"][name] = {"value": value, "interval": bounds}
+    for column, row in enumerate(found["labels"]):
+        row["difference"] = differences[column]
+        row["difference_interval"] = _pair(low[column], high[column]) if row["positives"] >= _LEAST_POSITIVES else None
+    return found
 
 
 def shown_images(report: dict[str, Any]) -> list[int]:
@@ -236,7 +245,7 @@ def _label(preds: Float[Tensor, " N"], target: Int[Tensor, " N"], threshold: flo
         "recall_interval": _wilson(num_correct, num_positive),
         "F1": 2 * num_correct / (num_predicted + num_positive) if num_positive else None,
         "curve": _curve(probs, present, threshold),
-        "reliability": _reliability(preds.unsqueeze(1), target.unsqueeze(1)),
+        "reliability": reliability(preds.unsqueeze(1), target.unsqueeze(1)).to_dict(),
         "misses": _worst(rows, probs, misses, num_shown, lowest=True),
         "false_alarms": _worst(rows, probs, false_alarms, num_shown, lowest=False),
     }
@@ -257,15 +266,6 @@ def _curve(probs: Tensor, present: Tensor, threshold: float) -> dict[str, list[f
     }
 
 
-def _reliability(preds: Tensor, target: Tensor) -> dict[str, list[Any]]:
-    found = reliability(preds, target, num_bins=NUM_BINS)
-    return {
-        "counts": found.counts.tolist(),
-        "probs": [_number(value) for value in found.mean_probs.tolist()],
-        "shares": [_number(value) for value in found.shares.tolist()],
-    }
-
-
 def _worst(rows: Tensor, probs: Tensor, mask: Tensor, count: int, *, lowest: bool) -> list[list[float]]:
     """Row and probability of the images of the mask that are furthest on the wrong side."""
     chosen = mask.nonzero().squeeze(1)
@@ -273,13 +273,32 @@ def _worst(rows: Tensor, probs: Tensor, mask: Tensor, count: int, *, lowest: boo
     return [[int(rows[index]), float(probs[index])] for index in chosen[order]]
 
 
-def _pairs_of_errors(scores: Scores) -> list[dict[str, Any]]:
-    """Pairs of labels by how much oftener one is said where the other is missed than chance would have it."""
+def _errors_of(scores: Scores) -> tuple[Int[Tensor, "L L"], Float[Tensor, "L L"]]:
+    """In how many images a label was said while another was missed, and in how many by chance."""
     counts = co_errors(scores.preds, scores.target, threshold=scores.thresholds)
     predicted = scores.preds >= scores.thresholds
     alarms = (predicted & (scores.target == 0)).sum(0).double()
     misses = (~predicted & (scores.target == 1)).sum(0).double()
-    expected = alarms.outer(misses) / max(1, len(scores.preds))
+    return counts, alarms.outer(misses) / max(1, len(scores.preds))
+
+
+def _matrix_of_errors(scores: Scores) -> dict[str, Any]:
+    """The co-error matrix of the labels with most co-errors: rows were said though absent, columns missed."""
+    counts, expected = _errors_of(scores)
+    totals = counts.sum(0) + counts.sum(1)
+    chosen = [
+        label for label in totals.argsort(descending=True, stable=True)[:NUM_MATRIX].tolist() if totals[label] > 0
+    ]
+    return {
+        "labels": [scores.label_names[label] for label in chosen],
+        "images": counts[chosen][:, chosen].tolist(),
+        "expected": expected[chosen][:, chosen].tolist(),
+    }
+
+
+def _pairs_of_errors(scores: Scores) -> list[dict[str, Any]]:
+    """Pairs of labels by how much oftener one is said where the other is missed than chance would have it."""
+    counts, expected = _errors_of(scores)
     found = counts.nonzero()
     # The surprise of so many where so few are expected: the signed deviance of a Poisson count.
     seen, by_chance = counts[found[:, 0], found[:, 1]].double(), expected[found[:, 0], found[:, 1]]
@@ -323,6 +342,10 @@ def _wilson(num_right: int, total: int) -> list[float] | None:
 def _pair(low: Tensor, high: Tensor) -> list[float] | None:
     pair = [float(low), float(high)]
     return None if any(map(math.isnan, pair)) else pair
+
+
+def _or_nan(values: Sequence[float | None]) -> Float[Tensor, " L"]:
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
 
 
 def _number(value: float) -> float | None:
