@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from msrn.bundle import Bundle, bundle, load_bundle, save_bundle, save_decisions
+from msrn.bundle import Bundle, bundle, load_bundle, reset_decisions, save_bundle, save_decisions
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, MSRNError
 from msrn.labels import EdgeRule, LabelGraph
@@ -411,7 +411,13 @@ def test_what_a_former_format_left_out_means_what_it_meant(
 
 DECIDED: dict[str, Any] = {
     "thresholds": Thresholds(
-        (0.2, 0.3, 0.4, 0.5, 0.25, 0.25), 0.25, (False,) * 4 + (True,) * 2, "f1", 0.6, {"split": "val", "images": 40}
+        (0.2, 0.3, 0.4, 0.5, 0.25, 0.25),
+        0.25,
+        (False,) * 4 + (True,) * 2,
+        (True, *(False,) * 5),
+        "f1",
+        0.6,
+        {"split": "val", "images": 40},
     ),
     "calibration": ScaledLogits((0.5,) * 6, (0.1,) * 6, "platt"),
 }
@@ -426,8 +432,8 @@ def test_thresholds_and_calibration_come_back(label_graph: LabelGraph, tmp_path:
     torch.testing.assert_close(loaded.probs(logits), (0.5 * logits + 0.1).sigmoid())
     assert loaded.label_thresholds.tolist() == [0.2, 0.3, 0.4, 0.5, 0.25, 0.25]
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "at least a threshold of its own, 0.20 to 0.50, fitted for f1 on 40 images of split 'val'" in card
-    assert "2 labels share the threshold 0.25" in card
+    assert "at least its threshold, 0.20 to 0.50, fitted for f1 on 40 images of split 'val'" in card
+    assert "2 labels share the threshold 0.25, 1 cannot meet the objective and are never predicted" in card
     assert "calibrated there too (platt)" in card
     assert "not calibrated" not in card
 
@@ -457,7 +463,10 @@ def test_decisions_of_other_labels_are_refused(path: Path, label_graph: LabelGra
         ("thresholds", {"values": [0.5] * 5 + [1.5]}, "values must be 6 probabilities, one a label"),
         ("thresholds", {"shared": None}, "shared must be a probability, got None"),
         ("thresholds", {"is_shared": [0] * 6}, "is_shared must be 6 truth values"),
+        ("thresholds", {"is_out_of_reach": None}, "is_out_of_reach must be 6 truth values"),
         ("thresholds", {"objective": 3}, "objective must be a word"),
+        ("thresholds", {"crossfit": float("nan")}, "objective must be a word and crossfit a number"),
+        ("thresholds", {"crossfit": True}, "objective must be a word and crossfit a number"),
         ("thresholds", {"fitted_on": []}, "fitted_on must be an object"),
         ("calibration", {"method": "magic"}, "'magic' is no calibration"),
         ("calibration", {"scales": [1.0] * 5}, "scales must be a list of 6 numbers"),
@@ -471,6 +480,9 @@ def test_damaged_decisions_are_named(
     edit(path, lambda config: config[key].update(change))
     with pytest.raises(BundleError, match=rf"config\.json: {key} is damaged: {message}"):
         load_bundle(path)
+    shutil.copytree(path, path.with_name("other"))
+    assert reset_decisions(path.with_name("other")) == 0.3
+    assert load_bundle(path.with_name("other")).thresholds is None
     edit(path, lambda config: config.update({key: 3}))
     with pytest.raises(BundleError, match=rf"config\.json: {key} is damaged: it must be an object"):
         load_bundle(path)

@@ -53,6 +53,7 @@ def test_page_and_numbers_are_written(capsys: pytest.CaptureFixture[str], folder
     assert f"page: {out / 'index.html'}" in shown
     report = json.loads((out / "report.json").read_text())
     assert report["name"] == "ours"
+    assert report["vs"].endswith("theirs/bundle")
     assert report["other"]["name"] == "theirs"
     assert [row["name"] for row in report["labels"]] == list(LABELS)
     assert len(report["other"]["labels"]) == len(LABELS)
@@ -85,14 +86,23 @@ def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tm
     code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "out", "--vs", folder / "others" / "bundle")
     assert code == 1
     assert "know different labels, such as 'odd'" in err
-    assert not (tmp_path / "out" / "index.html").exists()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("<!doctype html>my own page")
+    code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "site")
+    assert (code, "holds other things; it is left alone" in err) == (1, True)
+    assert (tmp_path / "site" / "index.html").read_text() == "<!doctype html>my own page"
+    table = (folder / "labels.csv").read_text()
+    code, _, err = run(capsys, "report", bundle, "--data", folder / "labels.csv", "--json", folder / "labels.csv")
+    assert (code, "is a part of the data" in err) == (1, True)
+    assert (folder / "labels.csv").read_text() == table
     (tmp_path / "file").write_text("")
     code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "file")
-    assert (code, "cannot be written" in err) == (1, True)
+    assert (code, "holds other things" in err) == (1, True)
 
 
 def test_bundles_are_called_by_what_tells_them_apart() -> None:
     assert names_of(Path("runs/photos/bundle"), None) == ("photos", "")
     assert names_of(Path("a/run/bundle"), Path("b/run/bundle")) == ("a/run", "b/run")
     assert names_of(Path("tagger"), Path("before")) == ("tagger", "before")
-    assert names_of(Path("one/bundle"), Path("one/bundle"))[1].endswith("(the same)")
+    assert names_of(Path("one/bundle"), Path("one/bundle")) == ("one", "one again")

@@ -84,6 +84,39 @@ def test_wrong_options_and_places_are_named(capsys: pytest.CaptureFixture[str], 
     assert "Give labelled images by --data and --split" in err
 
 
+def test_nothing_is_changed_before_everything_is_known_to_fit(
+    capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path
+) -> None:
+    before = (bundle / "config.json").read_text()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_text("")
+    (tmp_path / "mine.json").write_text("[1]")
+    for options, words in (
+        (["--json", tmp_path / "photos"], "is a folder"),
+        (["--json", tmp_path / "mine.json"], "is not what msrn writes; it is left alone"),
+        (["--out", tmp_path / "photos"], "exists and is not a bundle; it is left alone"),
+    ):
+        code, _, err = run(capsys, "thresholds", bundle, *options)
+        assert (code, words in err) == (1, True), err
+    for options, words in (
+        (["--split", "train"], "without --data the validation images of the bundle's run are taken"),
+        (["--label-column", "tags"], "without --data"),
+        (["--reset", "--data", tmp_path], "it reads no data"),
+    ):
+        code, _, err = run(capsys, "thresholds", bundle, *options)
+        assert (code, words in " ".join(err.replace("│", "").split())) == (2, True), err
+    assert (bundle / "config.json").read_text() == before
+    assert (tmp_path / "mine.json").read_text() == "[1]"
+
+
+def test_a_damaged_key_is_taken_off(capsys: pytest.CaptureFixture[str], bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps({**config, "thresholds": {"values": 3}}))
+    assert "--reset" in run(capsys, "thresholds", bundle)[2]
+    assert run(capsys, "thresholds", bundle, "--reset")[0] == 0
+    assert run(capsys, "thresholds", bundle)[0] == 0
+
+
 def test_validation_images_that_have_changed_are_refused(capsys: pytest.CaptureFixture[str], bundle: Path) -> None:
     splits = json.loads((bundle.parent / "splits.json").read_text())
     splits["val"]["sha256"] = "0" * 64

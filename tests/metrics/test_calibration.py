@@ -139,7 +139,7 @@ def test_unknown_entries_are_in_no_bin() -> None:
             "the knots of isotonic calibration must rise, and their probabilities lie between 0 and 1.",
         ),
         (
-            {"method": "isotonic", "logits": [[0.0, 1.0]] * 2, "probs": [[0.9, 0.1]] * 2},
+            {"method": "isotonic", "logits": [[0.0, 1.0]] * 2, "probs": [[0.9, 0.9]] * 2},
             "the knots of isotonic calibration must rise, and their probabilities lie between 0 and 1.",
         ),
     ],

@@ -14,6 +14,7 @@ from msrn.data import LabelledImages, split_hash
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError
 from msrn.labels import LabelGraph
+from msrn.metrics import fit_calibration
 from msrn.models import build_pooled
 from msrn.predict import Predictor, evaluate, evaluation_protocol, fit_decisions
 
@@ -58,6 +59,11 @@ def test_fitted_thresholds_are_what_predicts_and_evaluates(
     assert report["labels"]["cup"]["is_shared"]
     assert bundle.thresholds.shared_labels(bundle.label_names) == ["cup"]
     assert report["fitted_on"] == {"split": "val", "images": 80, "sha256": split_hash(images)}
+    assert not report["is_training_split"]
+    kept = bundle.thresholds.fitted_on
+    assert kept["ECE"] == {"before": report["ECE"]["none"], "after": report["ECE"][report["calibration"]]}
+    assert kept["reliability"]["after"] == report["reliability"][report["calibration"]]
+    assert sum(kept["reliability"]["before"]["counts"]) == 480
     assert report["after"]["CF1"] > report["before"]["CF1"]
     decided = Predictor(bundle)
     # Labels that predict gives are those at or above each threshold, and scikit-learn counts as evaluate does.
@@ -78,6 +84,22 @@ def test_auto_takes_the_calibration_of_least_loss(predictor: Predictor, images: 
     assert set(report["log_loss"]) == {"none", "temperature", "platt", "isotonic"}
     assert report["calibration"] == min(report["log_loss"], key=lambda method: report["log_loss"][method])
     assert report["log_loss"][report["calibration"]] < report["log_loss"]["none"]
+
+
+def test_calibration_is_judged_on_images_left_out(predictor: Predictor, images: LabelledImages) -> None:
+    """A curve through 80 images fits these better than others, so that judged on itself isotonic calibration would win."""
+    rng = np.random.default_rng(1)
+    noise = replace(images, target=(rng.random((80, 6)) < 0.3).astype(np.int8))
+    _, report = fit_decisions(predictor, noise, calibration="isotonic")
+    logits = torch.cat([logits for logits, _ in predictor.logits_of_split(noise)])
+    fitted = fit_calibration(logits, torch.from_numpy(noise.target), "isotonic")(logits)
+    itself = torch.nn.functional.binary_cross_entropy(fitted, torch.from_numpy(noise.target).double())
+    assert report["log_loss"]["isotonic"] > float(itself) + 0.01
+
+
+def test_training_images_are_told(predictor: Predictor, images: LabelledImages) -> None:
+    training = {"splits": {"train": {"sha256": split_hash(images)}, "semantics": "odd"}}
+    assert fit_decisions(Predictor(replace(predictor.bundle, training=training)), images)[1]["is_training_split"]
 
 
 def test_a_given_threshold_still_counts(predictor: Predictor, images: LabelledImages) -> None:

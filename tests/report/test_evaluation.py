@@ -1,13 +1,16 @@
 """What the evaluation page shows, against plain computations."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, precision_score, recall_score
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
 from msrn.errors import LabelMismatchError
+from msrn.metrics import calibration_error, co_errors, reliability
 from msrn.report import Scores, compare_scores, evaluate_scores
 from msrn.report.evaluation import in_order, shown_images
 
@@ -47,7 +50,12 @@ def test_every_number_of_a_label_is_that_of_scikit_learn(scores: Scores) -> None
         assert row["precision"] == pytest.approx(precision_score(present, predicted))
         assert row["recall"] == pytest.approx(recall_score(present, predicted))
         assert row["AP_interval"][0] < row["AP"] < row["AP_interval"][1]
-        assert row["precision_interval"][0] < row["precision"] < row["precision_interval"][1]
+        for kind, total in (("precision", predicted.sum()), ("recall", present.sum())):
+            bounds = binomtest(row["correct"], int(total)).proportion_ci(method="wilson")
+            assert row[f"{kind}_interval"] == pytest.approx([bounds.low, bounds.high], abs=1e-4)
+        bins = reliability(scores.preds[:, [column]], scores.target[:, [column]])
+        assert row["reliability"] == bins.to_dict()
+        assert sum(row["reliability"]["counts"]) == row["known"]
         for threshold, correct, count in zip(*row["curve"].values(), strict=True):
             assert correct == (present[probs >= threshold] == 1).sum()
             assert count == (probs >= threshold).sum()
@@ -59,7 +67,24 @@ def test_every_number_of_a_label_is_that_of_scikit_learn(scores: Scores) -> None
                 assert (probability >= row["threshold"]) == (kind == "false_alarms")
         missed = sorted(probs[(present == 1) & ~predicted])[:6]
         assert [probability for _, probability in row["misses"]] == pytest.approx(missed)
-    assert report["intervals"]["mAP"][0] < report["metrics"]["mAP"] < report["intervals"]["mAP"][1]
+    for name in ("mAP", "CF1", "OF1", "macro_F1", "ECE"):
+        assert report["intervals"][name][0] < report["metrics"][name] < report["intervals"][name][1]
+    predicted = (scores.preds >= scores.thresholds) & (scores.target != -1)
+    f1 = [f1_score(scores.target[:, column] == 1, predicted[:, column]) for column in range(3)]
+    assert report["metrics"]["macro_F1"] == pytest.approx(np.mean(f1))
+    assert report["ECE"] == calibration_error(scores.preds, scores.target)["ECE"]
+    matrix = report["co_error_matrix"]
+    counts = co_errors(scores.preds, scores.target, threshold=scores.thresholds)
+    order = [NAMES.index(name) for name in matrix["labels"]]
+    assert matrix["images"] == counts[order][:, order].tolist()
+    totals = (counts.sum(0) + counts.sum(1))[order].tolist()
+    assert totals == sorted(totals, reverse=True)
+    for pair in report["co_errors"]:
+        assert pair["images"] == int(counts[NAMES.index(pair["said"]), NAMES.index(pair["missed"])])
+    for suspect in report["suspects"]:
+        column = NAMES.index(suspect["label"])
+        assert suspect["is_present"] == bool(scores.target[suspect["image"], column] == 1)
+        assert suspect["probability"] == pytest.approx(float(scores.preds[suspect["image"], column]))
     json.dumps(report, allow_nan=False)
 
 
@@ -104,7 +129,15 @@ def test_a_better_model_is_told_from_a_worse_one_on_the_same_images() -> None:
     back = compare_scores(theirs, ours)["differences"]["mAP"]
     assert back["value"] == pytest.approx(-difference["value"])
     assert back["interval"] == pytest.approx([-bound for bound in reversed(difference["interval"])])
-    assert other["labels"][3] == {"AP": None, "difference": None, "interval": None}
+    assert (other["labels"][3]["difference"], other["labels"][3]["difference_interval"]) == (None, None)
+    alone = evaluate_scores(theirs)
+    assert other["metrics"] == alone["metrics"]
+    for row, own in zip(other["labels"][:3], evaluate_scores(ours)["labels"], strict=False):
+        assert row["difference"] == pytest.approx(own["AP"] - row["AP"])
+        assert row["difference_interval"][0] < row["difference"] < row["difference_interval"][1]
+    assert other["differences"]["CF1"]["value"] == pytest.approx(
+        evaluate_scores(ours)["metrics"]["CF1"] - alone["metrics"]["CF1"]
+    )
 
 
 def test_models_are_compared_label_by_label_whatever_their_order(scores: Scores) -> None:
@@ -127,3 +160,22 @@ def test_many_labels_show_fewer_images_each() -> None:
     assert {len(row["misses"]) for row in report["labels"]} <= {0, 1}
     assert len(report["co_errors"]) == 300
     assert len(shown_images(report)) <= 60
+
+
+def test_what_cannot_be_measured_has_no_interval() -> None:
+    nothing = make_scores(num_images=30)
+    nothing.target[:] = 0
+    report = evaluate_scores(nothing)
+    assert (report["metrics"]["CF1"], report["intervals"]["CF1"], report["intervals"]["mAP"]) == (None, None, None)
+    nothing.target[:] = -1
+    report = evaluate_scores(nothing)
+    assert (report["ECE"], report["ECE_by_label"], report["intervals"]["ECE"]) == (None, None, None)
+    one = make_scores(num_images=21)
+    one = replace(one, preds=one.preds[20:], target=torch.ones_like(one.target[20:]))
+    assert evaluate_scores(one)["intervals"]["mAP"] is None
+    few = make_scores(num_images=60)
+    few.target[:, 2] = 0
+    few.target[20:24, 2] = 1
+    row = evaluate_scores(few)["labels"][2]
+    assert row["AP"] is not None
+    assert row["AP_interval"] is None  # four positives

@@ -1,5 +1,6 @@
 """The evaluation page in a real browser."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ def make(folder: Path, num_labels: int = 4, num_images: int = 60) -> tuple[Score
     rng = np.random.default_rng(0)
     target = (rng.random((num_images, num_labels)) < 0.3).astype(np.int64)
     target[:, min(3, num_labels - 1)] = 0
-    logits = torch.from_numpy(3 * target - 1.5 + rng.normal(size=target.shape))
+    logits = torch.from_numpy(3 * target - 1.5 + 2 * rng.normal(size=target.shape))
     names = NAMES if num_labels == 4 else tuple(f"label {number:04d}" for number in range(num_labels))
     paths = []
     for number in range(num_images):
@@ -128,9 +129,72 @@ def test_pictures_are_there_and_one_that_is_gone_leaves_its_place(
     assert page.locator("#suspects .none").count() == sum(suspect["image"] == 5 for suspect in written[1]["suspects"])
 
 
-def test_a_second_model_stands_beside(page: "Page") -> None:
-    assert "against theirs" in page.locator("#numbers").inner_text()
-    assert page.get_by_role("button", name="minus theirs").count() == 1
+def test_a_second_model_stands_beside(page: "Page", written: tuple[Path, dict[str, Any]]) -> None:
+    report = written[1]
+    other = json.loads(page.locator("#data").text_content() or "")["other"]
+    box = page.locator('[data-number="CF1"]')
+    assert box.locator("b").inner_text() == f"{100 * report['metrics']['CF1']:.1f}"
+    assert box.locator("em").inner_text() == f"{100 * other['metrics']['CF1']:.1f}"
+    value = other["differences"]["CF1"]["value"]
+    assert f"difference {'+' if value > 0 else '−'}{abs(100 * value):.1f}" in box.inner_text()
+    assert page.locator("#protocols dl").count() == 2
+    cells = page.locator("#labels tbody tr", has_text="zebra").locator("td").all_inner_texts()
+    difference = other["labels"][0]["difference"]
+    assert cells[3] == f"{100 * other['labels'][0]['AP']:.1f}"
+    assert cells[4].startswith(f"{'+' if difference > 0 else '−'}{abs(100 * difference):.1f}")
+    page.locator("#labels tbody tr", has_text="zebra").click()
+    assert page.locator("#label svg path[stroke='var(--theirs)']").count() == 2  # a curve, and a reliability diagram
+
+
+def test_diagrams_and_the_matrix_show_the_numbers(page: "Page", written: tuple[Path, dict[str, Any]]) -> None:
+    report = written[1]
+    for place, bins in (("#reliability", report["reliability"]), ("#label", report["labels"][0]["reliability"])):
+        page.locator("#labels tbody tr", has_text="zebra").click()
+        dots = page.locator(f"{place} circle[fill='var(--ours)']").all()
+        expected = [
+            (count, prob, share)
+            for count, prob, share in zip(bins["counts"], bins["probs"], bins["shares"], strict=True)
+            if count
+        ]
+        assert len(dots) == len(expected)
+        for dot, (count, prob, share) in zip(dots, expected, strict=True):
+            x, y = (float(dot.get_attribute(name) or "nan") for name in ("cx", "cy"))
+            assert (x, y) == (pytest.approx(42 + 198 * prob), pytest.approx(208 - 198 * share))
+            assert (dot.locator("title").text_content() or "").startswith(f"{count} entries")
+    matrix = report["co_error_matrix"]
+    cells = page.locator("#heat rect").all()
+    assert len(cells) == sum(count > 0 for row in matrix["images"] for count in row) > 0
+    for cell in cells:
+        row, column = (matrix["labels"].index(cell.get_attribute(f"data-{kind}")) for kind in ("said", "missed"))
+        assert f": {matrix['images'][row][column]} images" in (cell.locator("title").text_content() or "")
+
+
+def test_worst_images_of_a_label_stand_under_it(page: "Page", written: tuple[Path, dict[str, Any]]) -> None:
+    page.locator("#labels tbody tr", has_text="zebra").click()
+    row = written[1]["labels"][0]
+    captions = page.locator("#label figcaption b").all_inner_texts()
+    assert captions == [f"{100 * probability:.1f} %" for _, probability in (*row["misses"], *row["false_alarms"])]
+    shown = page.locator("#suspects figcaption").first.inner_text()
+    first = written[1]["suspects"][0]
+    assert shown.startswith(first["label"])
+    assert ("not annotated" in shown) == (not first["is_present"])
+
+
+def test_the_keyboard_does_what_the_mouse_does(page: "Page") -> None:
+    button = page.get_by_role("button", name="label", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # the focus has stayed
+    assert shown_labels(page)[0] == "zebra"
+    page.locator("#labels tbody tr").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#label h3").first.inner_text() == "zebra"
+    assert page.locator("#labels tbody tr[aria-current]").count() == 1
+    pair = page.locator("#pairs tbody tr").first
+    missed = pair.locator("td").nth(1).inner_text()
+    pair.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#label h3").first.inner_text() == missed
 
 
 def test_a_thousand_labels_stay_usable(browser: "Browser", tmp_path: Path) -> None:
