@@ -310,11 +310,16 @@ def recipes() -> str:
     return lines(header, rows)
 
 
-THRESHOLDS = ("thresholds-voc", "thresholds-scenes")
+THRESHOLDS = ("thresholds-long-tail", "thresholds-voc", "thresholds-scenes")
 
 
 def spread(own: dict[str, float]) -> str:
     return f"{100 * own['mean']:.2f} ± {100 * own['std']:.2f}"
+
+
+def _labels_there(own: dict[str, Any]) -> str:
+    names = ("labels_predicted", "labels_met", "labels_out_of_reach")
+    return ", ".join(f"{own['precision'][name]['mean']:.1f}" for name in names)
 
 
 def thresholds() -> str:
@@ -330,6 +335,7 @@ def thresholds() -> str:
             "resamples whose 95 % interval reaches 90",
             *(f"{own['precision_met']} of {own['resamples']}" for own in found),
         ],
+        ["labels predicted there, whose own interval reaches 90, out of reach", *map(_labels_there, found)],
     ]
     header = [f"{own['title']}, {own['fitted_on']} images to fit" for own in found]
     return lines(["%, mean ± deviation of 20 resamples", *header], rows)

@@ -57,12 +57,10 @@ class Suspects(NamedTuple):
 def likely_annotation_errors(preds: Float[Tensor, "N L"], target: Int[Tensor, "N L"], *, most: int = 100) -> Suspects:
     """The entries of the target that the model contradicts most: a present label of low probability, an absent one of high.
 
-    The order is that of self-confidence in confident learning. Dividing by each label's mean confidence, as its thresholds do,
-    finds fewer flipped entries where most labels are absent (`docs/evaluation.md`), so it is not done.
+    The order is that of self-confidence in confident learning (`docs/evaluation.md` measures it).
 
     Args:
-        preds: Probabilities, best calibrated, of a model that was not trained on these images: on its training images it repeats
-            their errors.
+        preds: Probabilities of a model that was not trained on these images: on its training images it repeats their errors.
         target: 1 present, 0 absent, -1 unknown.
         most: Entries at most.
 
