@@ -361,6 +361,20 @@ def annotation_errors() -> str:
     return lines(["average precision, %", *(own["title"] for own in found)], rows)
 
 
+def pointing() -> str:
+    """Whether the maps point at the objects."""
+    found = read("pointing-voc")
+    rows = [
+        [
+            name,
+            f"{100 * share:.1f}",
+            *(f"{found[kind][name]:.3f}" if name in found[kind] else "" for kind in ("deletion", "insertion")),
+        ]
+        for name, share in found["pointing"].items()
+    ]
+    return lines(["map", "peak in a box, %", "deletion, lower is better", "insertion, higher is better"], rows)
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -378,6 +392,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "thresholds": ("docs/thresholds.md", thresholds),
     "calibration": ("docs/thresholds.md", calibrations),
     "annotation-errors": ("docs/evaluation.md", annotation_errors),
+    "pointing": ("docs/explain.md", pointing),
     "training-memory": ("docs/memory.md", memory),
     "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),
