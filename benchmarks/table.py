@@ -310,7 +310,7 @@ def recipes() -> str:
     return lines(header, rows)
 
 
-THRESHOLDS = ("thresholds-long-tail", "thresholds-voc", "thresholds-scenes")
+THRESHOLDS = ("thresholds-long-tail", "thresholds-heavy-tail", "thresholds-voc", "thresholds-scenes")
 
 
 def spread(own: dict[str, float]) -> str:

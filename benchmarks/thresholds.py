@@ -2,11 +2,13 @@
 
 python benchmarks/thresholds.py BUNDLE DATA SPLIT --fit 250 --title ... --json benchmarks/results/thresholds-voc.json
 python benchmarks/thresholds.py long-tail --fit 1000 --title ... --json benchmarks/results/thresholds-long-tail.json
+python benchmarks/thresholds.py heavy-tail --fit 1000 --title ... --json benchmarks/results/thresholds-heavy-tail.json
 
 The split's images are drawn 20 times into a part to fit on and a part to measure on. Macro F1 (mean of the labels' F1) at 0.5, at
 each label's own best threshold on the part to fit (naive), at one best threshold for all, and at `fit_thresholds`, on the plain
 probabilities and on Platt's; precision at a target of 0.9, of all decisions and label by label, with 95 % intervals; calibration
-error before and after each method. `long-tail` draws 60 labels of 300 to 4 positives in 1,000 images, too sure of themselves.
+error before and after each method. `long-tail` draws 60 labels of 300 to 4 positives in 1,000 images, too sure of themselves,
+with normal scores, `heavy-tail` the same with heavy-tailed and skewed ones.
 """
 
 import argparse
@@ -82,11 +84,14 @@ def measure(logits: Tensor, target: Tensor, num_fit: int, seed: int) -> dict[str
     }
 
 
-def long_tail(num_images: int) -> tuple[Tensor, Tensor]:
+def long_tail(num_images: int, *, is_heavy: bool) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(0)
     prevalence, separation = np.geomspace(0.3, 0.004, 60), rng.uniform(1.5, 3.5, 60)
     present = rng.random((num_images, 60)) < prevalence
-    noise = 1.2 * rng.normal(size=present.shape)
+    if not is_heavy:
+        noise = 1.2 * rng.normal(size=present.shape)
+    else:  # neither normal nor symmetric, so that no scaling of the logits is exact
+        noise = 0.55 * rng.standard_t(4, size=present.shape) + 0.5 * (rng.exponential(size=present.shape) - 1)
     logits = 1.7 * (0.8 * np.log(prevalence / (1 - prevalence)) + present * separation + noise)
     return torch.from_numpy(logits), torch.from_numpy(present.astype(np.int64))
 
@@ -97,15 +102,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("bundle", help="a bundle folder, or long-tail")
+    parser.add_argument("bundle", help="a bundle folder, long-tail or heavy-tail")
     parser.add_argument("data", nargs="?")
     parser.add_argument("split", nargs="?")
     parser.add_argument("--fit", type=int, required=True, help="images to fit on")
     parser.add_argument("--title", required=True)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    if args.bundle == "long-tail":
-        logits, target = long_tail(21_000)
+    if args.bundle in ("long-tail", "heavy-tail"):
+        logits, target = long_tail(21_000, is_heavy=args.bundle == "heavy-tail")
     else:
         predictor = load(args.bundle)
         images = read_labelled(args.data, args.split, predictor.label_names)

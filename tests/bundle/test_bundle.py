@@ -159,6 +159,14 @@ def test_an_older_bundle_is_replaced(label_graph: LabelGraph, path: Path) -> Non
     assert [file.name for file in path.parent.iterdir()] == ["bundle"]
 
 
+def test_a_folder_with_some_configuration_is_no_bundle(label_graph: LabelGraph, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BundleError, match="is not a bundle; it is left alone"):
+        save_bundle(make(label_graph), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
 def test_an_empty_folder_is_filled(label_graph: LabelGraph, tmp_path: Path) -> None:
     assert load_bundle(save_bundle(make(label_graph), tmp_path)).threshold == 0.3
 

@@ -101,7 +101,9 @@ def check_bundle_folder(path: str | Path) -> Path:
         BundleError: The path holds something that is not a bundle.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))):
+    names = {own.name for own in path.iterdir()} if path.is_dir() else set()
+    is_bundle = {WEIGHTS_FILE, CONFIG_FILE} <= names or (CONFIG_FILE in names and names <= {CONFIG_FILE, CARD_FILE})
+    if path.exists() and not (path.is_dir() and (is_bundle or not names)):
         raise BundleError(f"{path} exists and is not a bundle; it is left alone. Give a new folder.")
     return path
 

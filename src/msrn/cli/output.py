@@ -42,7 +42,7 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
         given.append(path.expanduser().resolve())
         if given[-1] == read:
             raise MSRNError(f"{option} {path} is a part of the data, which would be lost. Choose another name.")
-        if given[-1].is_file() and not _is_ours(given[-1]):
+        if given[-1].is_file() and not _is_ours(given[-1], ".json" if option == "--json" else path.suffix):
             raise MSRNError(
                 f"{option} {path} exists and is not what msrn writes; it is left alone. Choose another name, or delete it."
             )
@@ -50,19 +50,19 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
         raise MSRNError(f"{' and '.join(outputs)} name the same file. Give each its own.")
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file looks like a report, page, picture or file of vectors that a command wrote."""
+def _is_ours(path: Path, suffix: str) -> bool:
+    """Whether a file looks like what a command writes under that ending: a report, page, picture or file of vectors."""
     with path.open("rb") as file:
         start = file.read(512)
     marks = {
         ".json": rb'\{\s*"(source|labels|vectors|recipe|bundle)"',
-        ".html": rb"<!doctype html",
+        ".html": rb'(?s)<!doctype html.*<meta name="generator" content="msrn">',
         ".svg": rb"<svg|<\?xml",
     }
-    if path.suffix.lower() in marks:
-        return re.match(marks[path.suffix.lower()], start) is not None
+    if suffix.lower() in marks:
+        return re.match(marks[suffix.lower()], start) is not None
     words = {".png": b"Matplotlib", ".safetensors": b'"vectors"'}
-    return start == b"" or words.get(path.suffix.lower(), b"\0" * 513) in start
+    return start == b"" or words.get(suffix.lower(), b"\0" * 513) in start
 
 
 def percent(value: float | None) -> str:

@@ -63,12 +63,8 @@ def report(
         raise MSRNError("a report needs a place: --out FOLDER for the page, --json FILE for the numbers, or both.")
     check_outputs(data, **{"--json": json_file})
     check_can_write("--json", json_file)
-    if (
-        out is not None
-        and out.exists()
-        and not (out.is_dir() and ((out / JSON_FILE).is_file() or not any(out.iterdir())))
-    ):
-        raise MSRNError(f"--out {out} holds other things; it is left alone. Give a new folder.")
+    if out is not None:
+        check_report_folder(out)
     options = given(
         label_separator=label_separator,
         label_column=label_column,
@@ -96,6 +92,9 @@ def report(
                     progress=partial(progress.advance, task),
                 )
             )
+        for own in scores:
+            if "warning" in own.protocol:
+                console.print(f"warning: {own.name}: {own.protocol['warning']}.", style="yellow", markup=False)
         progress.add_task("measuring", total=None)
         found = evaluate_scores(scores[0])
         other = compare_scores(scores[0], in_order(scores[1], scores[0].label_names), found) if vs is not None else None
@@ -130,6 +129,21 @@ def names_of(bundle: Path, other: Path | None) -> tuple[str, str]:
         if ours[-length:] != theirs[-length:]:
             return "/".join(ours[-length:]), "/".join(theirs[-length:])
     return ours[-1], f"{ours[-1]} again"
+
+
+def check_report_folder(out: Path) -> None:
+    """Refuse a folder that holds something else than a report.
+
+    Raises:
+        MSRNError: It does; nothing in it is touched.
+    """
+    from msrn.errors import MSRNError
+
+    marks = {PAGE_FILE: b'<meta name="generator" content="msrn">', JSON_FILE: b'{\n  "bundle"'}
+    names = [own.name for own in out.iterdir()] if out.is_dir() else []
+    is_report = all(name in marks and marks[name] in (out / name).read_bytes()[:400] for name in names)
+    if out.exists() and not (out.is_dir() and is_report):
+        raise MSRNError(f"--out {out} holds other things; it is left alone. Give a new folder.")
 
 
 def check_same_labels(*predictors: "Predictor") -> None:

@@ -81,9 +81,10 @@ def thresholds(
         split_column=split_column,
         keep_unannotated=keep_unannotated,
     )
-    if reset and (data is not None or out is not None or split is not None or reading):
+    is_plain = (target, calibration, min_positives) == ("f1", "auto", 5)
+    if reset and not (is_plain and data is None and out is None and split is None and not reading):
         raise typer.BadParameter(
-            "it reads no data and writes no other bundle. Leave the rest out.", param_hint="--reset"
+            "it reads no data, fits nothing and writes no other bundle. Leave the rest out.", param_hint="--reset"
         )
     if data is None and (split is not None or reading):
         raise typer.BadParameter(

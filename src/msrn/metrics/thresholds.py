@@ -27,6 +27,8 @@ _SHRINKAGES = (0.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 300.0, math.inf)
 # By how much more than was asked precision is demanded, on the scale of logits.
 _MARGINS = (0.0, 0.25, 0.5, 1.0, 1.5)
 _NUM_SHARED_CANDIDATES = 512
+# So many images' worth does the curve of all labels weigh in what a label's probabilities expect.
+_CURVE_PRIOR = 100.0
 _EPS = 1e-12
 # What no probability reaches: the threshold of a label that is never predicted.
 NEVER = math.nextafter(1.0, 2.0)
@@ -169,7 +171,7 @@ def fit_thresholds(
     """Fit a threshold for every label on validation images.
 
     - `f1`: the threshold of best F1. A label with P positives counts its own images for P / (P + shrinkage), and for the rest the
-      F1 that its probabilities, after Platt scaling, expect.
+      F1 that its probabilities expect, after an isotonic calibration that is mostly that of all labels.
     - `precision=p`: the lowest threshold at which the precision is at least p even if the next predicted image were a false
       alarm; p is raised where cross-fitting falls short of it. A label that reaches it nowhere is never predicted.
     - `recall=r`: the highest threshold with recall at least r even if the next positive image were missed, as in conformal
@@ -198,6 +200,7 @@ def fit_thresholds(
 
     Raises:
         ValueError: Shapes differ, preds are no probabilities, nothing is present, or the objective cannot be met.
+        MissingDependencyError: scikit-learn is not installed, for f1.
 
     Example:
         >>> preds = torch.tensor([[0.9, 0.3], [0.8, 0.2], [0.3, 0.4], [0.1, 0.1]])
@@ -331,8 +334,9 @@ def _fit(preds: Tensor, target: Tensor, settings: _Settings) -> _Fitted:
     scores = calibrate(preds)
     num_rows = max(1, BLOCK_SIZE // max(1, len(preds)))
     if objective.name == "f1":
-        # What is expected comes from the plain scores: a calibration fits these very images too well.
-        expected = fit_calibration(logits, target, "platt")(logits).to(preds)
+        # A curve that is mostly that of all labels: a label's own would fit these very images too well.
+        curves = fit_calibration(logits, target, "isotonic", prior_strength=_CURVE_PRIOR)
+        expected = curves(logits).to(preds)
         blocks = zip(
             scores.T.split(num_rows),
             target.T.split(num_rows),
@@ -351,7 +355,7 @@ def _fit(preds: Tensor, target: Tensor, settings: _Settings) -> _Fitted:
     # labels=n: how often a label is predicted for once that it is present.
     prevalence = positives / (target != -1).sum(0).clamp(min=1)
     asked = objective.value or 0.0
-    factor = asked / prevalence.double().sum()
+    factor = _saturated(prevalence.double(), asked) / prevalence.clamp(min=_EPS)
     pooled_factor = asked * len(preds) / (target == 1).sum()
     together = is_rare if bool(is_rare.any()) and objective.name != "labels" else torch.ones_like(is_rare)
     owns, shareds = [], []
@@ -360,7 +364,11 @@ def _fit(preds: Tensor, target: Tensor, settings: _Settings) -> _Fitted:
         if objective.name == "precision":
             value = min(float((torch.tensor(asked, dtype=torch.float64).logit() + strength).sigmoid()), 1 - _EPS)
         pairs = zip(scores.T.split(num_rows), target.T.split(num_rows), strict=True)
-        own_cuts = [_best_cut(rows, wanted, objective.name, value, factor) for rows, wanted in pairs]
+        factors = factor.split(num_rows)
+        own_cuts = [
+            _best_cut(rows, wanted, objective.name, value, own.unsqueeze(1))
+            for (rows, wanted), own in zip(pairs, factors, strict=True)
+        ]
         owns.append(torch.cat(own_cuts))
         for chosen in (together, torch.ones_like(is_rare)):
             pool, wanted = scores[:, chosen].reshape(1, -1), target[:, chosen].reshape(1, -1)
@@ -373,6 +381,23 @@ def _fit(preds: Tensor, target: Tensor, settings: _Settings) -> _Fitted:
     takes_shared = is_rare if objective.name == "precision" else is_rare | own.isnan().any(0)
     values = torch.where(takes_shared, shared[:, None], own)
     return _Fitted(values.nan_to_num(NEVER), shared.nan_to_num(NEVER), takes_shared, values.isnan(), calibrate)
+
+
+def _saturated(prevalence: Float[Tensor, " L"], total: float) -> Float[Tensor, " L"]:
+    """Shares in proportion to the prevalence, none above 1, that sum to the total as far as there are labels.
+
+    Example:
+        >>> _saturated(torch.tensor([0.5, 0.2, 0.1]).double(), 1.6)  # 1 and twice and a half times the others would be 1.75
+        tensor([1.0000, 0.4000, 0.2000], dtype=torch.float64)
+    """
+    low, high = 0.0, total / max(float(prevalence[prevalence > 0].min()), _EPS)
+    for _ in range(100):
+        middle = (low + high) / 2
+        if float((middle * prevalence).clamp(max=1).sum()) < total:
+            low = middle
+        else:
+            high = middle
+    return (high * prevalence).clamp(max=1)
 
 
 def _ordered(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

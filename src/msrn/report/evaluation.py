@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from msrn.bundle import Bundle
 from msrn.data import LabelledImages
 from msrn.errors import LabelMismatchError
 from msrn.metrics import (
@@ -83,6 +84,8 @@ def read_scores(
     protocol = evaluation_protocol(bundle, images)
     if bundle.thresholds is not None:
         del protocol["threshold"]  # everything on the page is at the fitted ones
+    if warning := _warning(bundle, protocol["sha256"]):
+        protocol = {"warning": warning, **protocol}
     return Scores(
         name,
         predictor.label_names,
@@ -92,6 +95,19 @@ def read_scores(
         protocol,
         (False,) * len(bundle.label_names) if bundle.thresholds is None else bundle.thresholds.is_shared,
     )
+
+
+def _warning(bundle: Bundle, sha256: str) -> str | None:
+    """What makes these images too easy for this model, if anything does."""
+    splits = bundle.training.get("splits")
+    train = splits.get("train") if isinstance(splits, dict) else None
+    if isinstance(train, dict) and train.get("sha256") == sha256:
+        return "the model was trained on these images: every number is too good, and annotation errors are repeated"
+    if bundle.thresholds is not None and bundle.thresholds.fitted_on.get("sha256") == sha256:
+        return (
+            "thresholds and calibration were fitted on these images: F1, precision, recall and calibration are too good"
+        )
+    return None
 
 
 def in_order(scores: Scores, label_names: Sequence[str]) -> Scores:
@@ -130,6 +146,7 @@ def evaluate_scores(scores: Scores, *, num_resamples: int | None = None) -> dict
         `reliability` the bins of all labels together; `co_errors` and `suspects` the likeliest first, `co_error_matrix` the labels
         with most co-errors. Images are numbers: rows of the split. None stands for what could not be measured.
     """
+    scores = replace(scores, preds=scores.preds.double(), thresholds=scores.thresholds.double())
     preds, target, names = scores.preds, scores.target, scores.label_names
     if num_resamples is None:
         num_resamples = max(20, min(200, _MOST_ADDED // max(1, preds.numel())))
@@ -142,7 +159,7 @@ def evaluate_scores(scores: Scores, *, num_resamples: int | None = None) -> dict
         {
             "name": name,
             "AP": metrics["labels"][name],
-            "AP_interval": _pair(low[column], high[column])
+            "AP_interval": _share_pair(low[column], high[column])
             if int((target[:, column] == 1).sum()) >= _LEAST_POSITIVES
             else None,
             "is_shared": scores.is_shared[column],
@@ -162,7 +179,7 @@ def evaluate_scores(scores: Scores, *, num_resamples: int | None = None) -> dict
         "intervals": {
             name: None
             if metrics[name] is None or len(preds) < 2
-            else _pair(*interval(getattr(resampled, name), metrics[name]))
+            else _share_pair(*interval(getattr(resampled, name), metrics[name]))
             for name in HEADLINE
         },
         "labels": labels,
@@ -337,6 +354,11 @@ def _wilson(num_right: int, total: int) -> list[float] | None:
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def _share_pair(low: Tensor, high: Tensor) -> list[float] | None:
+    """An interval of a share, which ends at 0 and 1."""
+    return _pair(low.clamp(0, 1), high.clamp(0, 1))
 
 
 def _pair(low: Tensor, high: Tensor) -> list[float] | None:
