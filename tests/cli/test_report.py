@@ -1,6 +1,7 @@
 """`msrn report`: the page and the numbers of a bundle, alone and beside another."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from command_line import run
 from tiny_training import LABELS, write_pictures
 
-from msrn.bundle import Bundle, save_bundle
+from msrn.bundle import Bundle, load_bundle, save_bundle
 from msrn.cli.report import names_of
 from msrn.data.transforms import Preprocessing
 from msrn.labels import LabelGraph
@@ -72,6 +73,21 @@ def test_page_and_numbers_are_written(capsys: pytest.CaptureFixture[str], folder
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
 
 
+def test_images_that_fitted_the_model_are_told(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    bundle = load_bundle(folder / "ours" / "bundle")
+    trained = tmp_path / "trained" / "bundle"
+    run(capsys, "thresholds", folder / "ours" / "bundle", "--data", folder, "--split", "test", "--out", trained)
+    code, shown, _ = run(capsys, "report", trained, "--data", folder, "--out", tmp_path / "page")
+    assert (code, "thresholds and calibration were fitted on these images" in " ".join(shown.split())) == (0, True)
+    report = json.loads((tmp_path / "page" / "report.json").read_text())
+    training = {"splits": {"train": {"sha256": report["protocol"]["sha256"]}}}
+    save_bundle(replace(bundle, training=training), trained)
+    code, shown, _ = run(capsys, "report", trained, "--data", folder, "--out", tmp_path / "page")
+    assert (code, "the model was trained on these images" in " ".join(shown.split())) == (0, True)
+
+
 def test_numbers_alone_go_to_standard_output(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     code, out, _ = run(capsys, "report", folder / "ours" / "bundle", "--data", folder, "--json", "-")
     assert code == 0
@@ -92,6 +108,9 @@ def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tm
     code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "site")
     assert (code, "holds other things; it is left alone" in err) == (1, True)
     assert (tmp_path / "site" / "index.html").read_text() == "<!doctype html>my own page"
+    (tmp_path / "site" / "report.json").write_text('{"mine": 1}')
+    code, _, err = run(capsys, "report", bundle, *data, "--out", tmp_path / "site")
+    assert (code, "holds other things; it is left alone" in err) == (1, True)
     table = (folder / "labels.csv").read_text()
     code, _, err = run(capsys, "report", bundle, "--data", folder / "labels.csv", "--json", folder / "labels.csv")
     assert (code, "is a part of the data" in err) == (1, True)

@@ -91,9 +91,11 @@ def test_nothing_is_changed_before_everything_is_known_to_fit(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("")
     (tmp_path / "mine.json").write_text("[1]")
+    (tmp_path / "mine.html").write_text("<!doctype html>my own page")
     for options, words in (
         (["--json", tmp_path / "photos"], "is a folder"),
         (["--json", tmp_path / "mine.json"], "is not what msrn writes; it is left alone"),
+        (["--json", tmp_path / "mine.html"], "is not what msrn writes; it is left alone"),
         (["--out", tmp_path / "photos"], "exists and is not a bundle; it is left alone"),
     ):
         code, _, err = run(capsys, "thresholds", bundle, *options)
@@ -102,6 +104,7 @@ def test_nothing_is_changed_before_everything_is_known_to_fit(
         (["--split", "train"], "without --data the validation images of the bundle's run are taken"),
         (["--label-column", "tags"], "without --data"),
         (["--reset", "--data", tmp_path], "it reads no data"),
+        (["--reset", "--target", "recall=0.5"], "it reads no data, fits nothing"),
     ):
         code, _, err = run(capsys, "thresholds", bundle, *options)
         assert (code, words in " ".join(err.replace("│", "").split())) == (2, True), err

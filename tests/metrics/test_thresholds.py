@@ -245,6 +245,13 @@ def test_labels_objective_gives_that_many_labels_each_in_proportion() -> None:
     np.testing.assert_allclose(share, 2 / (float(target.sum()) / 4_000), rtol=0.1)
 
 
+@pytest.mark.parametrize("labels", [3, 10, 25, 30])
+def test_labels_objective_gives_that_many_also_where_some_are_on_every_image(labels: int) -> None:
+    preds, target = long_tail(3, 1_000)
+    predicted = preds >= fit_thresholds(preds, target, f"labels={labels}", min_positives=1).tensor()
+    assert float(predicted.sum() / 1_000) == pytest.approx(labels, rel=0.02)
+
+
 def test_more_shrinkage_means_less_noise() -> None:
     preds, target = long_tail(4, 600)
     halves = [(preds[part], target[part]) for part in (slice(0, 300), slice(300, 600))]

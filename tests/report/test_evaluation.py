@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from msrn.errors import LabelMismatchError
 from msrn.metrics import calibration_error, co_errors, reliability
+from msrn.metrics.thresholds import NEVER
 from msrn.report import Scores, compare_scores, evaluate_scores
 from msrn.report.evaluation import in_order, shown_images
 
@@ -160,6 +161,17 @@ def test_many_labels_show_fewer_images_each() -> None:
     assert {len(row["misses"]) for row in report["labels"]} <= {0, 1}
     assert len(report["co_errors"]) == 300
     assert len(shown_images(report)) <= 60
+
+
+def test_intervals_of_shares_end_at_one_and_single_precision_is_enough() -> None:
+    perfect = make_scores(noise=0.01, num_images=40)
+    for low, high in evaluate_scores(perfect)["intervals"].values():
+        assert 0 <= low <= high <= 1
+    single = replace(
+        perfect, preds=torch.ones_like(perfect.preds).float(), thresholds=torch.full((4,), NEVER, dtype=torch.float64)
+    )
+    report = evaluate_scores(single)
+    assert [row["predicted"] for row in report["labels"]] == [0, 0, 0, 0]
 
 
 def test_what_cannot_be_measured_has_no_interval() -> None:
