@@ -50,6 +50,10 @@ def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tm
     command = ["explain", folder / "bundle", folder / "photo.png"]
     code, _, err = run(capsys, *command, "--out", tmp_path / "photos")
     assert (code, "holds other things; it is left alone" in err) == (1, True)
+    (tmp_path / "photos" / "explanation.json").write_text("{}")  # one file of ours beside theirs is not enough
+    code, _, err = run(capsys, *command, "--out", tmp_path / "photos")
+    assert (code, "holds other things; it is left alone" in err) == (1, True)
+    assert (tmp_path / "photos" / "mine.jpg").is_file()
     code, _, err = run(capsys, *command, "--labels", "kat")
     assert (code, "Do you mean 'cat'?" in err) == (1, True)
     code, _, err = run(capsys, "explain", folder / "bundle", tmp_path / "photos" / "mine.jpg")

@@ -1,5 +1,6 @@
 """`msrn explain`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -35,18 +36,13 @@ def explain(
 
     With a per-label classifier what is shown adds up to the score; red raises it, blue lowers it.
     """
-    from msrn.cli.output import make_console
-    from msrn.errors import MSRNError
+    from msrn.cli.output import check_folder, make_console
     from msrn.explain.explanation import JSON_FILE
     from msrn.files import check_can_write, write_json
     from msrn.predict import load
 
-    if (
-        out is not None
-        and out.exists()
-        and not (out.is_dir() and ((out / JSON_FILE).is_file() or not any(out.iterdir())))
-    ):
-        raise MSRNError(f"--out {out} holds other things; it is left alone. Give a new folder.")
+    if out is not None:
+        check_folder(out, lambda path: path.name == JSON_FILE or re.fullmatch(r"\d\d+-.*\.png", path.name) is not None)
     check_can_write("--json", json_file)
     predictor = load(bundle)
     names = None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]

@@ -1,6 +1,7 @@
 """What commands print: tables for people, on standard error where standard output carries JSON."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,16 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
             )
     if len(set(given)) < len(given):
         raise MSRNError(f"{' and '.join(outputs)} name the same file. Give each its own.")
+
+
+def check_folder(out: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse a folder to write that holds anything but what the command writes there, before any work is done for it.
+
+    Raises:
+        MSRNError: It does; nothing in it is touched.
+    """
+    if out.exists() and not (out.is_dir() and all(is_ours(path) for path in out.iterdir())):
+        raise MSRNError(f"--out {out} holds other things; it is left alone. Give a new folder.")
 
 
 def _is_ours(path: Path, suffix: str) -> bool:

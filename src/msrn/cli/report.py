@@ -52,19 +52,19 @@ def report(
 
     from rich.progress import Progress
 
-    from msrn.cli.output import check_outputs, make_console
+    from msrn.cli.output import check_folder, check_outputs, make_console
     from msrn.errors import MSRNError
     from msrn.files import check_can_write, write_json
     from msrn.predict import load, read_labelled
     from msrn.report import Scores, compare_scores, evaluate_scores, read_scores, write_evaluation_page
-    from msrn.report.evaluation import in_order
+    from msrn.report.evaluation import in_order, shown_images
 
     if out is None and json_file is None:
         raise MSRNError("a report needs a place: --out FOLDER for the page, --json FILE for the numbers, or both.")
     check_outputs(data, **{"--json": json_file})
     check_can_write("--json", json_file)
     if out is not None:
-        check_report_folder(out)
+        check_folder(out, _is_report)
     options = given(
         label_separator=label_separator,
         label_column=label_column,
@@ -100,10 +100,7 @@ def report(
         other = compare_scores(scores[0], in_order(scores[1], scores[0].label_names), found) if vs is not None else None
     paths = {"bundle": str(bundle), "vs": None if vs is None else str(vs), "data": str(data), "split": split}
     written = {**paths, **found, "paths": {}, "other": other}
-    shown = {row for label in found["labels"] for kind in ("misses", "false_alarms") for row, _ in label[kind]}
-    written["paths"] = {
-        row: str(images.paths[row]) for row in sorted(shown | {suspect["image"] for suspect in found["suspects"]})
-    }
+    written["paths"] = {row: str(images.paths[row]) for row in shown_images(found)}
     if out is not None:
         write_evaluation_page(out / PAGE_FILE, found, images, other=other)
         write_json(out / JSON_FILE, written)
@@ -131,19 +128,9 @@ def names_of(bundle: Path, other: Path | None) -> tuple[str, str]:
     return ours[-1], f"{ours[-1]} again"
 
 
-def check_report_folder(out: Path) -> None:
-    """Refuse a folder that holds something else than a report.
-
-    Raises:
-        MSRNError: It does; nothing in it is touched.
-    """
-    from msrn.errors import MSRNError
-
+def _is_report(path: Path) -> bool:
     marks = {PAGE_FILE: b'<meta name="generator" content="msrn">', JSON_FILE: b'{\n  "bundle"'}
-    names = [own.name for own in out.iterdir()] if out.is_dir() else []
-    is_report = all(name in marks and marks[name] in (out / name).read_bytes()[:400] for name in names)
-    if out.exists() and not (out.is_dir() and is_report):
-        raise MSRNError(f"--out {out} holds other things; it is left alone. Give a new folder.")
+    return path.name in marks and marks[path.name] in path.read_bytes()[:400]
 
 
 def check_same_labels(*predictors: "Predictor") -> None:
