@@ -119,8 +119,7 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
     feature_maps = model.backbone(images)
     projected = [stage.float() for stage in model.attention.project(feature_maps)]
     label_groups = model.embed()
-    num_paths = 1 if model.residual is None else 2
-    factor = 1 / num_paths if model.supervision == "each" else 1.0
+    factor = model.path_weight
     classifier = model.classifier
     membership = label_groups.assignment[chosen]  # (n, G)
     if isinstance(classifier, PerLabelClassifier):

@@ -50,8 +50,7 @@ def related_effects(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Seque
         raise ValueError("the network is in training mode, where its logits are others. Call model.eval() first.")
     feature_maps = model.backbone(images)
     projected = model.attention.project(feature_maps)
-    num_paths = 1 if model.residual is None else 2
-    factor = 1 / num_paths if model.supervision == "each" else 1.0
+    factor = model.path_weight
     whole = model.embed()
     attended = _attended_logits(model, projected, whole, list(labels))
     adjacency = model.label_group.adjacency  # an edge leads from the label that is followed; the follower attends to it

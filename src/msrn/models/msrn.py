@@ -90,6 +90,11 @@ class MSRN(nn.Module):
         logits: Tensor = self.classifier(label_features, group_features, label_groups.assignment)  # (B, L)
         return [logits] if self.residual is None else [logits, self.residual(feature_maps[-1])]
 
+    @property
+    def path_weight(self) -> float:
+        """How much each of `paths` counts in the network's logits."""
+        return 0.5 if self.supervision == "each" and self.residual is not None else 1.0
+
     def supervised(
         self, images: Float[Tensor, "B 3 H W"], label_groups: LabelGroups | None = None
     ) -> list[Float[Tensor, "B L"]]:
