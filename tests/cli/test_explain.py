@@ -1,6 +1,7 @@
 """`msrn explain`: a sentence a label, pictures, JSON, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,28 @@ def test_sentences_pictures_and_json(capsys: pytest.CaptureFixture[str], folder:
     code, printed, _ = run(capsys, *arguments[:-2], "--json", "-")
     assert (code, json.loads(printed)) == (0, json.loads((out / "explanation.json").read_text()))
     assert run(capsys, *arguments)[0] == 0  # an explanation may be replaced
+
+
+def test_several_images_make_a_page(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "of <b> & co.png"
+    Image.open(folder / "photo.png").convert("L").rotate(90, expand=True).save(other)
+    out = tmp_path / "gallery"
+    arguments = ["explain", folder / "bundle", folder / "photo.png", other, "--top", "2", "--out", out]
+    code, shown, err = run(capsys, *arguments, "--json", tmp_path / "all.json")
+    assert code == 0, err
+    assert [line for line in shown.splitlines() if line.endswith(".png")] == [str(folder / "photo.png"), str(other)]
+    alone = [out / number / "explanation.json" for number in ("001", "002")]
+    assert json.loads((tmp_path / "all.json").read_text()) == [json.loads(path.read_text()) for path in alone]
+    page = (out / "index.html").read_text()
+    pictures = re.findall(r'src="([^"]+)"', page)
+    assert len(pictures) == 4
+    assert all((out / picture).is_file() for picture in pictures)
+    assert "of &lt;b&gt; &amp; co.png" in page
+    assert run(capsys, *arguments)[0] == 0  # a gallery may be replaced
+    (out / "002" / "mine.txt").write_text("")
+    code, _, err = run(capsys, *arguments)
+    assert (code, "holds other things; it is left alone" in err) == (1, True)
+    assert (out / "002" / "mine.txt").is_file()
 
 
 def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """`msrn explain`."""
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from msrn.explain import Explanation
 
 EPILOG = """Examples:
 
@@ -12,12 +17,14 @@ EPILOG = """Examples:
 
   msrn explain BUNDLE photo.jpg --labels dog,person --out why
 
+  msrn explain BUNDLE a.jpg b.jpg c.jpg --top 2 --out gallery
+
   msrn explain BUNDLE photo.jpg --json - | jq '.labels[] | {name, peak}'"""
 
 
 def explain(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; its head is MSRN.")],
-    image: Annotated[Path, typer.Argument(help="An image file.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
     labels: Annotated[
         str | None, typer.Option(help="Labels to explain, as a,b,c; by default the most probable.", show_default=False)
     ] = None,
@@ -25,29 +32,60 @@ def explain(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for a picture a label and explanation.json; replaced if it holds one.", show_default=False
+            help="Folder for a picture a label and explanation.json; of several images, for a folder each and a page of all. "
+            "Replaced if it holds one.",
+            show_default=False,
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the explanation; '-' prints it.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the explanation, of several images a list; '-' prints it."),
     ] = None,
 ) -> None:
-    """Show why an image has its labels: where each stage looks, what it adds to the score, and what related labels do.
+    """Show why images have their labels: where each stage looks, what it adds to the score, and what related labels do.
 
     With a per-label classifier what is shown adds up to the score; red raises it, blue lowers it.
     """
+    from rich.progress import track
+
     from msrn.cli.output import check_folder, make_console
-    from msrn.explain.explanation import JSON_FILE
     from msrn.files import check_can_write, write_json
     from msrn.predict import load
+    from msrn.report.gallery import is_gallery_file, write_gallery
 
     if out is not None:
-        check_folder(out, lambda path: path.name == JSON_FILE or re.fullmatch(r"\d\d+-.*\.png", path.name) is not None)
+        check_folder(out, is_gallery_file)
     check_can_write("--json", json_file)
     predictor = load(bundle)
     names = None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]
-    found = predictor.explain(image, names, top_k=top)
     console = make_console(json_file)
+    is_single = len(images) == 1
+    rows: list[dict[str, Any]] = []
+
+    def told() -> Iterator["Explanation"]:
+        for found in predictor.explain_stream(images, names, top_k=top):
+            if not is_single:
+                console.print(f"{found.path}", markup=False, highlight=False, soft_wrap=True)
+            _tell(console, found)
+            rows.append(found.to_dict())
+            yield found
+
+    each = track(told(), "explaining", total=len(images), console=console, disable=is_single, transient=True)
+    if out is None:
+        for _ in each:
+            pass
+    else:
+        if is_single:
+            next(iter(each)).save(out)
+        else:
+            write_gallery(each, out)
+        console.print(f"pictures: {out}", markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, rows[0] if is_single else rows)
+
+
+def _tell(console: "Console", found: "Explanation") -> None:
+    """A sentence a label."""
     for row in found.to_dict()["labels"]:
         parts = [f"stage {number + 1} {stage['contribution']:+.2f}" for number, stage in enumerate(row["stages"])]
         if row["residual"] is not None:
@@ -63,8 +101,3 @@ def explain(
             highlight=False,
             soft_wrap=True,
         )
-    if out is not None:
-        found.save(out)
-        console.print(f"pictures: {out}", markup=False, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        write_json(json_file, found.to_dict())

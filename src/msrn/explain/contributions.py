@@ -27,6 +27,7 @@ from msrn.models.residual import AttendedHead
 
 # Numbers of one block: images x labels x positions x channels.
 _BLOCK_SIZE = 2**22
+_WINDOW = 3 / 16
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,21 @@ class Contributions:
         return torch.stack(grown).sum(0)
 
 
+def smooth(maps: Float[Tensor, "*b H W"]) -> Float[Tensor, "*b H W"]:
+    """What the region around each position adds: maps seen through a Gaussian window of 3/16 of the longer side.
+
+    The greatest single cell lies often at an object's edge; the greatest region lies on the object (docs/explain.md has by how
+    much). What a map adds everywhere alike counts nowhere; outside the image nothing is added.
+    """
+    height, width = maps.shape[-2:]
+    flat = (maps - maps.mean(dim=(-2, -1), keepdim=True)).reshape(-1, 1, height, width)
+    reach = max(1, round(_WINDOW * max(height, width)))
+    offset = torch.arange(-3 * reach, 3 * reach + 1, dtype=maps.dtype, device=maps.device)
+    weights = (-0.5 * (offset / reach).square()).softmax(0)
+    flat = F.conv2d(flat, weights.view(1, 1, -1, 1), padding=(3 * reach, 0))
+    return F.conv2d(flat, weights.view(1, 1, 1, -1), padding=(0, 3 * reach)).reshape(maps.shape)
+
+
 def grow(maps: Float[Tensor, "B n h w"], size: tuple[int, int], shift: float) -> Float[Tensor, "B n H W"]:
     """Maps at another size, each cell where it is on the image, so that they sum to about the same.
 
@@ -100,7 +116,13 @@ def grow(maps: Float[Tensor, "B n h w"], size: tuple[int, int], shift: float) ->
 
 
 @torch.no_grad()
-def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequence[int]) -> Contributions:
+def explain_logits(
+    model: MSRN,
+    images: Float[Tensor, "B 3 H W"],
+    labels: Sequence[int],
+    *,
+    feature_maps: Sequence[Float[Tensor, "B _c _h _w"]] | None = None,
+) -> Contributions:
     """What adds up to the logits of the labels chosen.
 
     Labels go block by block, so that no tensor of labels x positions x channels is ever whole.
@@ -109,6 +131,7 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
         model: The network, in evaluation mode.
         images: A batch, preprocessed.
         labels: Indices of labels.
+        feature_maps: What the backbone makes of the images, where that is known already.
 
     Raises:
         ValueError: The model is in training mode.
@@ -116,7 +139,8 @@ def explain_logits(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequen
     if model.training:
         raise ValueError("the network is in training mode, where its logits are others. Call model.eval() first.")
     chosen = list(labels)
-    feature_maps = model.backbone(images)
+    if feature_maps is None:
+        feature_maps = model.backbone(images)
     projected = [stage.float() for stage in model.attention.project(feature_maps)]
     label_groups = model.embed()
     factor = model.path_weight

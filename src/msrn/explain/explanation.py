@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from msrn.errors import MissingDependencyError
-from msrn.explain.contributions import Contributions, grow
+from msrn.explain.contributions import Contributions, grow, smooth
 from msrn.explain.related import Related
 from msrn.files import replace_folder, write_bytes, write_json
 
@@ -53,6 +53,11 @@ class Explanation:
     def labels(self) -> tuple[str, ...]:
         """The labels explained, in the order they were asked for."""
         return tuple(self.label_names[label] for label in self.parts.labels)
+
+    @property
+    def picture_names(self) -> tuple[str, ...]:
+        """The file that `save` writes for each label."""
+        return tuple(f"{number:02d}-{_file_name(name)}.png" for number, name in enumerate(self.labels, start=1))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -115,13 +120,15 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: for each label its probability, logit, and what adds up to it.
 
-        Positions of peaks are fractions of the image's width and height from its upper left corner.
+        Peaks are the middles of the regions that add most, in fractions of the image's width and height from its upper left
+        corner; `size` is that of a stage's map, height and width in cells.
         """
         rows = []
+        together = self.heatmaps_at(*_grid(self.size))
         for column, name in enumerate(self.labels):
             stages = [
                 {
-                    **_peak(whole[0, column], self.parts.shifts[index]),
+                    **self._place(whole[:, [column]], self.parts.shifts[index]),
                     "contribution": float(whole[0, column].sum()),
                     "own": float(self.parts.own[index][0, column].sum()),
                     "by_group": float(self.parts.by_group[index][0, column].sum()) if self.parts.by_group else 0.0,
@@ -138,12 +145,12 @@ class Explanation:
                     "residual": None
                     if residual is None
                     else {
-                        **_peak(residual[0, column], self.parts.shifts[-1]),
+                        **self._place(residual[:, [column]], self.parts.shifts[-1]),
                         "contribution": float(residual[0, column].sum()),
                     },
                     "constant": float(self.parts.constant[column]),
                     "rest": float(self.parts.rest[0, column]),
-                    "peak": _peak(self.heatmaps_at(*_grid(self.size))[column])["peak"],
+                    "peak": _peak(together[column]),
                     "groups": self.groups[name],
                     "related": self.related[name],
                 }
@@ -217,17 +224,21 @@ class Explanation:
         """
         folder = Path(folder)
         with replace_folder(folder) as temporary:
-            for number, name in enumerate(self.labels):
+            for name, file_name in zip(self.labels, self.picture_names, strict=True):
                 figure = self.plot(name)
                 data = io.BytesIO()
                 figure.savefig(data, format="png", dpi=110, facecolor="white")
-                write_bytes(temporary / f"{number + 1:02d}-{_file_name(name)}.png", data.getvalue())
+                write_bytes(temporary / file_name, data.getvalue())
             write_json(temporary / JSON_FILE, self.to_dict())
         return folder
 
     def _grown(self, size: tuple[int, int]) -> list[Float[Tensor, "1 n H W"]]:
         """The map of each stage at one size."""
         return [grow(own, size, shift) for own, shift in zip(self.parts.stage_maps(), self.parts.shifts, strict=False)]
+
+    def _place(self, own: Float[Tensor, "1 1 h w"], shift: float) -> dict[str, Any]:
+        """Where one map adds most, and its size."""
+        return {"peak": _peak(grow(own, _grid(self.size), shift)[0, 0]), "size": list(own.shape[-2:])}
 
     def _sums(self, column: int) -> list[tuple[str, float]]:
         """The parts of one logit, in words."""
@@ -249,11 +260,11 @@ def _grid(size: tuple[int, int], most: int = 64) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _peak(heat: Float[Tensor, "h w"], shift: float = 0.0) -> dict[str, Any]:
-    """Where a map is greatest, as fractions of width and height, and its size."""
+def _peak(heat: Float[Tensor, "H W"]) -> list[float]:
+    """The middle of the region that adds most, as fractions of width and height."""
     height, width = heat.shape
-    row, column = divmod(int(heat.argmax()), width)
-    return {"peak": [(column + 0.5 + shift) / width, (row + 0.5 + shift) / height], "size": [height, width]}
+    row, column = divmod(int(smooth(heat).argmax()), width)
+    return [(column + 0.5) / width, (row + 0.5) / height]
 
 
 def _bars(axes: Any, title: str, values: Sequence[tuple[str, float]]) -> None:

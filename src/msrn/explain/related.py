@@ -1,5 +1,6 @@
 """How far a related label moves a score: the change when its edge in the label graph is taken away."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,54 @@ class Related:
     effects: Float[Tensor, " B"]
 
 
+class EdgeRemovals:
+    """The label graph of a network read anew without each edge, kept for the labels last asked for.
+
+    That does not depend on images, and takes longer than all the rest. The network's weights must not change in between.
+
+    Args:
+        model: The network, in evaluation mode.
+        most: How many labels to keep.
+    """
+
+    def __init__(self, model: MSRN, *, most: int = 32) -> None:
+        self.model = model
+        self.whole = functools.cache(self._whole)
+        self.of = functools.lru_cache(most)(self._of)
+
+    @torch.no_grad()
+    def _whole(self) -> LabelGroups:
+        """With all edges."""
+        return self.model.embed()
+
+    @torch.no_grad()
+    def _of(self, label: int) -> tuple[tuple[int, LabelGroups], ...]:
+        """For each label that this one attends to, its index and what the graph gives without the edge.
+
+        With a per-label classifier that is the label's own row alone, and all groups.
+        """
+        label_group = self.model.label_group
+        adjacency = label_group.adjacency  # an edge leads from the label that is followed; the follower attends to it
+        found = []
+        for other in (adjacency[:, label] > 0).nonzero().squeeze(1).tolist():
+            if other == label:
+                continue
+            less = adjacency.clone()
+            less[other, label] = 0.0
+            without: LabelGroups = functional_call(label_group, {"adjacency": less}, ())
+            found.append((other, _rows(without, [label]) if _is_per_label(self.model) else without))
+        return tuple(found)
+
+
 @torch.no_grad()
-def related_effects(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Sequence[int]) -> list[Related]:
+def related_effects(
+    model: MSRN,
+    images: Float[Tensor, "B 3 H W"],
+    labels: Sequence[int],
+    *,
+    feature_maps: Sequence[Float[Tensor, "B _c _h _w"]] | None = None,
+    removals: EdgeRemovals | None = None,
+) -> list[Related]:
     """What the labels that each label attends to do to its logit.
 
     For every edge that leads to a chosen label the label graph is read anew without it, with all that follows: embeddings, groups
@@ -39,6 +86,8 @@ def related_effects(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Seque
         model: The network, in evaluation mode.
         images: A batch, preprocessed.
         labels: Indices of labels.
+        feature_maps: What the backbone makes of the images, where that is known already.
+        removals: Kept from one call to the next, the label graph is read once an edge.
 
     Returns:
         One entry an edge, in the order of the labels, for each the greatest mean effect first.
@@ -48,41 +97,46 @@ def related_effects(model: MSRN, images: Float[Tensor, "B 3 H W"], labels: Seque
     """
     if model.training:
         raise ValueError("the network is in training mode, where its logits are others. Call model.eval() first.")
-    feature_maps = model.backbone(images)
+    if feature_maps is None:
+        feature_maps = model.backbone(images)
+    removals = removals or EdgeRemovals(model)
     projected = model.attention.project(feature_maps)
     factor = model.path_weight
-    whole = model.embed()
-    attended = _attended_logits(model, projected, whole, list(labels))
-    adjacency = model.label_group.adjacency  # an edge leads from the label that is followed; the follower attends to it
     found = []
-    for column, label in enumerate(labels):
-        edges = []
-        for other in (adjacency[:, label] > 0).nonzero().squeeze(1).tolist():
-            if other == label:
-                continue
-            less = adjacency.clone()
-            less[other, label] = 0.0
-            without: LabelGroups = functional_call(model.label_group, {"adjacency": less}, ())
-            effect = attended[:, column] - _attended_logits(model, projected, without, [label])[:, 0]
-            edges.append(Related(label, other, factor * effect))
+    for label in labels:
+        without = removals.of(label)
+        if not without:
+            continue
+        whole = removals.whole()
+        graphs = [_rows(whole, [label]) if _is_per_label(model) else whole, *(groups for _, groups in without)]
+        with_all, *others = _attended_logits(model, projected, graphs, label)
+        edges = [
+            Related(label, other, factor * (with_all - logits))
+            for (other, _), logits in zip(without, others, strict=True)
+        ]
         found += sorted(edges, key=lambda edge: -float(edge.effects.abs().mean()))
     return found
 
 
 def _attended_logits(
-    model: MSRN, projected: Sequence[Tensor], label_groups: LabelGroups, labels: list[int]
-) -> Float[Tensor, "B n"]:
-    """The logits of the attended stages alone, of the labels chosen; a joint classifier needs all labels to say one."""
+    model: MSRN, projected: Sequence[Tensor], graphs: Sequence[LabelGroups], label: int
+) -> list[Float[Tensor, " B"]]:
+    """One label's logit of the attended stages alone, by each label graph; a joint classifier needs all labels to say one."""
     classifier = model.classifier
     if not isinstance(classifier, PerLabelClassifier):
-        features = model.attention.attend(projected, label_groups)
-        logits: Tensor = classifier(*features, label_groups.assignment)
-        return logits[:, labels]
-    embeddings = torch.cat([label_groups.label_embeddings[labels], label_groups.group_embeddings])
-    pooled = model.attention.pool(projected, embeddings)  # (B, n + G, S·D)
-    own, shared = pooled[:, : len(labels)], pooled[:, len(labels) :]
-    columns = [
-        classifier(own[:, [column]], shared, label_groups.assignment[[label]], slice(label, label + 1))
-        for column, label in enumerate(labels)
+        return [classifier(*model.attention.attend(projected, own), own.assignment)[:, label] for own in graphs]
+    embeddings = [torch.cat([own.label_embeddings, own.group_embeddings]) for own in graphs]  # k x (1 + G, D)
+    pooled = model.attention.pool(projected, torch.cat(embeddings)).split([len(own) for own in embeddings], dim=1)
+    return [
+        classifier(features[:, :1], features[:, 1:], own.assignment, slice(label, label + 1))[:, 0]
+        for features, own in zip(pooled, graphs, strict=True)
     ]
-    return torch.cat(columns, dim=1)
+
+
+def _is_per_label(model: MSRN) -> bool:
+    return isinstance(model.classifier, PerLabelClassifier)
+
+
+def _rows(groups: LabelGroups, labels: list[int]) -> LabelGroups:
+    """Some labels alone, with all groups."""
+    return LabelGroups(groups.label_embeddings[labels], groups.group_embeddings, groups.assignment[labels])

@@ -18,7 +18,7 @@ from msrn.data.loader import build_loader
 from msrn.data.packed import PackedImage
 from msrn.data.source import LabelledImages
 from msrn.errors import LabelMismatchError, ModelError, UnreadableImageError
-from msrn.explain import Explanation, explain_logits, related_effects
+from msrn.explain import EdgeRemovals, Explanation, Related, explain_logits, related_effects
 from msrn.models import MSRN, InferenceMSRN, use_channels_last
 
 ImageLike = str | Path | PackedImage | Image.Image
@@ -74,6 +74,7 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = bundle.model.to(self.device).eval()
         self.model = InferenceMSRN(model) if isinstance(model, MSRN) else model
+        self._removals = EdgeRemovals(model) if isinstance(model, MSRN) else None
         use_channels_last(self.model)
 
     @property
@@ -171,38 +172,65 @@ class Predictor:
             LabelMismatchError: The model does not know a label.
             UnreadableImageError: The image cannot be read.
         """
+        return next(self.explain_stream([image], labels, top_k=top_k, with_related=with_related))
+
+    def explain_stream(
+        self,
+        images: Iterable[ImageLike],
+        labels: Sequence[str] | None = None,
+        *,
+        top_k: int = 3,
+        with_related: bool = True,
+        batch_size: int = 8,
+    ) -> Iterator[Explanation]:
+        """As `explain`, for many images: a batch a pass through the backbone, one image after the other from there on."""
         model = self.bundle.model
         if not isinstance(model, MSRN):
             raise ModelError(
                 f"a {self.bundle.architecture.get('name')} head has no attention to explain. Give a bundle whose head is MSRN."
             )
-        unknown = [name for name in labels or () if name not in self.label_names]
+        named = None if labels is None else self._indices(labels)
+        membership = model.embed().assignment.cpu()
+        pending = iter(images)
+        while batch := list(islice(pending, batch_size)):
+            read = [to_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in batch]
+            tensors = torch.stack([self.bundle.preprocessing(rgb) for rgb in read]).to(self.device)
+            tensors = tensors.contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                stages = model.backbone(tensors)
+                if named is None:
+                    probs = self.bundle.probs(model.head(stages).double().cpu())
+                    chosen: list[list[int]] = probs.topk(min(top_k, len(self.label_names))).indices.tolist()
+                else:
+                    chosen = [named] * len(batch)
+            for index, (image, rgb, own) in enumerate(zip(batch, read, chosen, strict=True)):
+                one, maps = tensors[index : index + 1], [stage[index : index + 1] for stage in stages]
+                parts = explain_logits(model, one, own, feature_maps=maps).to("cpu")
+                edges: list[Related] = []
+                if with_related:
+                    edges = related_effects(model, one, own, feature_maps=maps, removals=self._removals)
+                every = torch.zeros(1, len(self.label_names), dtype=torch.float64)
+                every[:, own] = parts.logits.double()
+                yield Explanation(
+                    rgb,
+                    None if isinstance(image, Image.Image) else Path(image),
+                    self.label_names,
+                    parts,
+                    self.bundle.probs(every)[0, own],
+                    membership,
+                    tuple(replace(edge, effects=edge.effects.cpu()) for edge in edges),
+                )
+
+    def _indices(self, labels: Sequence[str]) -> list[int]:
+        """The numbers of labels by their names."""
+        unknown = [name for name in labels if name not in self.label_names]
         if unknown:
             close = difflib.get_close_matches(unknown[0], self.label_names, n=1)
             hint = f" Do you mean '{close[0]}'?" if close else ""
             raise LabelMismatchError(
                 f"the model knows no label '{unknown[0]}'.{hint} It knows {len(self.label_names)}."
             )
-        rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        images = self.bundle.preprocessing(rgb).unsqueeze(0).to(self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        if labels is None:
-            chosen = self.probs(images)[0].topk(min(top_k, len(self.label_names))).indices.tolist()
-        else:
-            chosen = [self.label_names.index(name) for name in labels]
-        parts = explain_logits(model, images, chosen).to("cpu")
-        edges = related_effects(model, images, chosen) if with_related else []
-        every = torch.zeros(1, len(self.label_names), dtype=torch.float64)
-        every[:, chosen] = parts.logits.double()
-        return Explanation(
-            rgb,
-            None if isinstance(image, Image.Image) else Path(image),
-            self.label_names,
-            parts,
-            self.bundle.probs(every)[0, chosen],
-            model.embed().assignment.cpu(),
-            tuple(replace(edge, effects=edge.effects.cpu()) for edge in edges),
-        )
+        return [self.label_names.index(name) for name in labels]
 
     def probs_of_split(
         self, images: LabelledImages, *, batch_size: int = 32, num_workers: int = 0

@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
+# More groups than colours are told apart by shape, and then no more.
+GROUP_SHAPES = "osDv^"
+
 PICTURE_SUFFIXES = (".svg", ".png")
 # Up to so many labels each is named, and all pairs pull on the layout; beyond, that would be neither readable nor quick.
 _MAX_NAMED = 150
 _NUM_NAMED = 70
 _MAX_ARROWS = 600
 _MAX_LINES = 4000
+_MAX_IN_LEGEND = 40
 
 
 def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None = None) -> str:
     """Draw the label graph as SVG: an arrow from label i to label j where j follows i, coloured by group.
 
     Of more than 150 labels only the best connected are named; of more than 600 edges the direction is not shown, of more
-    than 4,000 only the most likely are drawn, as the picture then says.
+    than 4,000 only the most likely are drawn, as the picture then says. Eight groups have a colour each; more have the colours
+    again with other shapes.
 
     Args:
         label_graph: Labels and co-occurrence.
@@ -115,18 +120,22 @@ def _draw(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None) -> "Fig
             arrowsize=9,
             connectionstyle="arc3,rad=0.08",
         )
-    colours = (
-        [GROUP_COLOURS[int(group) % len(GROUP_COLOURS)] for group in groups] if groups is not None else ["#0072B2"]
-    )
-    networkx.draw_networkx_nodes(
-        graph,
-        positions,
-        ax=axes,
-        node_size=sizes,
-        node_color=colours,
-        edgecolors="white",
-        alpha=1.0 if is_small else 0.7,
-    )
+    styles = [_style(group) for group in (groups.tolist() if groups is not None else [0] * num_labels)]
+    for colour, shape in dict.fromkeys(styles):
+        inside = [node for node, style in enumerate(styles) if style == (colour, shape)]
+        networkx.draw_networkx_nodes(
+            graph,
+            positions,
+            ax=axes,
+            nodelist=inside,
+            node_size=sizes[inside],
+            node_color=colour,
+            node_shape=shape,
+            edgecolors="white",
+            alpha=1.0 if is_small else 0.7,
+        )
+    if groups is not None:
+        _add_legend(axes, groups)
     degree = edges.sum(axis=0) + edges.sum(axis=1)
     names = [name.replace("$", r"\$") for name in label_graph.label_names]  # a pair of $ would be set as mathematics
     named = list(range(num_labels))
@@ -153,6 +162,24 @@ def _draw(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None) -> "Fig
     if notes:
         figure.text(0.01, 0.01, "; ".join(notes), fontsize=10, color="#1f2733")
     return figure
+
+
+def _style(group: int) -> tuple[str, str]:
+    """Colour and shape of a group's labels."""
+    return GROUP_COLOURS[group % len(GROUP_COLOURS)], GROUP_SHAPES[group // len(GROUP_COLOURS) % len(GROUP_SHAPES)]
+
+
+def _add_legend(axes: Any, groups: Int[np.ndarray, " L"]) -> None:
+    """The groups that have labels, with how many."""
+    from matplotlib.lines import Line2D
+
+    marks = []
+    numbers, counts = np.unique(groups, return_counts=True)
+    for group, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        colour, shape = _style(group)
+        name = f"group {group}, {count} {'label' if count == 1 else 'labels'}"
+        marks.append(Line2D([], [], color=colour, marker=shape, linestyle="", markersize=8, label=name))
+    axes.legend(handles=marks[:_MAX_IN_LEGEND], loc="upper left", frameon=False, fontsize=10)
 
 
 def _most_likely(label_graph: LabelGraph, edges: Bool[np.ndarray, "L L"]) -> list[tuple[int, int]]:
