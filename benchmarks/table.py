@@ -364,15 +364,41 @@ def annotation_errors() -> str:
 def pointing() -> str:
     """Whether the maps point at the objects."""
     found = read("pointing-voc")
+    through = found["pointing_through_window"]
     rows = [
         [
             name,
             f"{100 * share:.1f}",
+            f"{100 * through[name]:.1f}" if name in through else "",
             *(f"{found[kind][name]:.3f}" if name in found[kind] else "" for kind in ("deletion", "insertion")),
         ]
         for name, share in found["pointing"].items()
     ]
-    return lines(["map", "peak in a box, %", "deletion, lower is better", "insertion, higher is better"], rows)
+    return lines(
+        [
+            "map",
+            "greatest cell in a box, %",
+            "greatest region in a box, %",
+            "deletion, lower is better",
+            "insertion, higher is better",
+        ],
+        rows,
+    )
+
+
+def explain_time() -> str:
+    """How long explaining takes beside prediction."""
+    found = read("explain-time")
+    rows = [
+        [
+            name,
+            f"{1000 * own['seconds']:.0f}",
+            "{median:.2f} ({least:.2f} to {most:.2f})".format(**own["times_prediction"]),
+        ]
+        for name, own in found.items()
+        if isinstance(own, dict) and "times_prediction" in own
+    ]
+    return lines(["for one image", "ms", "times prediction"], rows)
 
 
 # Page and marker of every table.
@@ -393,6 +419,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "calibration": ("docs/thresholds.md", calibrations),
     "annotation-errors": ("docs/evaluation.md", annotation_errors),
     "pointing": ("docs/explain.md", pointing),
+    "explain-time": ("docs/explain.md", explain_time),
     "training-memory": ("docs/memory.md", memory),
     "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),
