@@ -28,6 +28,7 @@ AFTER_STOP = {
     "train": " A run keeps its last checkpoint; go on with it by --resume.",
     "demo": " Start it again: it goes on where it stopped.",
     "compare": " Start it again: it goes on where it stopped.",
+    "predict": " With --out, the same command goes on where it stopped.",
 }
 
 app = typer.Typer(

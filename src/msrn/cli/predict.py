@@ -1,9 +1,16 @@
 """`msrn predict`."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from msrn.predict import Predictor
 
 EPILOG = """Examples:
 
@@ -11,45 +18,182 @@ EPILOG = """Examples:
 
   msrn predict BUNDLE holiday/ --threshold 0.7 --json tags.jsonl
 
-  msrn predict BUNDLE *.jpg --top 5 --json - | jq -r '.labels[0].name'"""
+  msrn predict BUNDLE *.jpg --top 5 --json - | jq -r '.labels[0].name'
+
+  msrn predict BUNDLE archive/ --out tags.parquet
+
+  msrn predict BUNDLE 'shards/*.tar' more.csv https://example.org/a.jpg --out tags.csv --workers 8
+
+  find . -name '*.jpg' -newer last | msrn predict BUNDLE - --out sidecars
+
+  msrn predict BUNDLE photos/ --out tasks.json --format label-studio"""
+
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, or folders of them.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Image files, or folders of them. With --out also globs in quotes, tables with a column of paths "
+            "(.csv, .tsv, .jsonl, .parquet), .tar archives, http(s) addresses, and '-' for paths on standard input.",
+        ),
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the labels to a .parquet, .csv or .jsonl file, or into a folder of XMP sidecars, for any number of images; "
+            "stopped, the same command goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="With --out: parquet, csv, jsonl, xmp, label-studio or fiftyone; by default by its ending.",
+            show_default=False,
+        ),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Keep labels with at least this probability.", show_default=False)
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Keep at most this many labels.", show_default=False)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="With --out: processes that read images; by default by the machine.", show_default=False
+        ),
+    ] = None,
+    part_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --out: most images that are written at a time; a kill costs no more than these."
+        ),
+    ] = 8192,
+    path_column: Annotated[
+        str | None, typer.Option(help="With --out: the tables' column of paths.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to run, such as cuda:1; by default a GPU if there is one.", show_default=False),
+    ] = None,
+    bf16: Annotated[
+        bool,
+        typer.Option("--bf16", help="Compute in bfloat16: faster on recent GPUs, probabilities differ by about 0.01."),
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="With --out: begin an unfinished job anew.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --out that exists.")] = False,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write JSON Lines, one object an image; '-' prints them."),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write JSON Lines, one object an image; '-' prints them. With --out: a summary of the job.",
+        ),
     ] = None,
 ) -> None:
-    """Print the labels of images, best first. Without --threshold and --top, those above the bundle's own threshold.
+    """Print the labels of images, best first, or write those of any number of images to a file.
 
-    An image that cannot be read is reported, the rest go on, and the exit code is 1.
+    Without --threshold and --top, those above the bundle's own thresholds. An image that cannot be read is reported, the rest go
+    on; without --out the exit code is then 1.
     """
-    from rich.progress import Progress
-
-    from msrn.cli.output import make_console, shown_labels
-    from msrn.data import list_images
-    from msrn.files import JSONLinesWriter
+    from msrn.cli.output import make_console
+    from msrn.errors import MSRNError
     from msrn.predict import load
 
-    paths = list_images(images)
-    predictor = load(bundle)
+    given = {"--format": format, "--workers": workers, "--path-column": path_column}
+    given |= {"--restart": restart or None, "--overwrite": overwrite or None}
+    alone = [name for name, value in given.items() if value is not None]
+    if out is None and alone:
+        raise MSRNError(f"{alone[0]} is for writing to a file. Add --out, or leave it out.")
     console = make_console(json_file)
+    if out is None:
+        _print(
+            load(bundle, device=device, bf16=bf16),
+            sources,
+            console,
+            json_file,
+            threshold=threshold,
+            top_k=top,
+            batch_size=batch_size,
+        )
+        return
+    from msrn.bulk import find_format, tag_images
+    from msrn.files import check_can_write, write_json
+
+    find_format(out, format)
+    check_can_write("--json", json_file)
+    predictor = load(bundle, device=device, bf16=bf16)
+    with _Progress(console, sources, path_column) as progress:
+        result = tag_images(
+            predictor,
+            sources,
+            out,
+            format=format,
+            threshold=threshold,
+            top_k=top,
+            batch_size=batch_size,
+            num_workers=workers,
+            part_size=part_size,
+            path_column=path_column,
+            restart=restart,
+            overwrite=overwrite,
+            on_progress=progress.show,
+        )
+    rate = (result.num_images + result.num_unreadable - result.num_resumed) / max(result.seconds, 1e-9)
+    console.print(
+        f"{result.num_images:,} images tagged, {rate:,.1f} a second: {result.out}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if result.errors_file is not None:
+        console.print(
+            f"{result.num_unreadable:,} could not be read: {result.errors_file}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if json_file is not None:
+        summary = {
+            "out": str(result.out),
+            "images": result.num_images,
+            "unreadable": result.num_unreadable,
+            "errors": None if result.errors_file is None else str(result.errors_file),
+            "resumed_behind": result.num_resumed,
+            "seconds": result.seconds,
+        }
+        write_json(json_file, summary)
+
+
+def _print(
+    predictor: "Predictor",
+    sources: Sequence[str],
+    console: "Console",
+    json_file: Path | None,
+    *,
+    threshold: float | None,
+    top_k: int | None,
+    batch_size: int,
+) -> None:
+    from rich.progress import Progress
+
+    from msrn.cli.output import shown_labels
+    from msrn.data import list_images
+    from msrn.files import JSONLinesWriter
+
+    paths = list_images(sources)
     num_failed = 0
     with (
         JSONLinesWriter(json_file) as writer,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("predicting", total=len(paths))
-        for prediction in predictor.predict_stream(paths, threshold=threshold, top_k=top, batch_size=batch_size):
+        for prediction in predictor.predict_stream(paths, threshold=threshold, top_k=top_k, batch_size=batch_size):
             progress.advance(task)
             writer.write(prediction.to_dict())
             if prediction.error is not None:
@@ -63,3 +207,68 @@ def predict(
     if num_failed:
         typer.echo(f"error: {num_failed} of {len(paths)} images could not be read; the others are done.", err=True)
         raise typer.Exit(1)
+
+
+class _Progress:
+    """Images done, rate and time left: a bar on a terminal, a line a minute elsewhere.
+
+    The images are counted while the first ones are tagged; those of standard input are not known before their end.
+    """
+
+    def __init__(self, console: "Console", sources: Sequence[str], path_column: str | None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = console
+        self.sources = sources
+        self.path_column = path_column
+        self.total: int | None = None
+        self._start: tuple[float, int] | None = None
+        self._printed = time.monotonic()
+        self.progress = Progress(
+            TextColumn("tagging"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("tagging", total=None, rate="")
+
+    def __enter__(self) -> "_Progress":
+        from threading import Thread
+
+        self.progress.start()
+        if "-" not in self.sources:
+            Thread(target=self._count, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, num_done: int, num_unreadable: int) -> None:
+        """Take the state of the job."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now, num_done  # the first batch waits for the workers
+            return
+        since, before = self._start
+        rate = (num_done - before) / max(now - since, 1e-9)
+        unreadable = f", {num_unreadable:,} unreadable" if num_unreadable else ""
+        self.progress.update(self.task, completed=num_done, total=self.total, rate=f"{rate:,.1f} a second{unreadable}")
+        if not self.console.is_terminal and now - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            left = ""
+            if self.total is not None and rate > 0:
+                left = f" of {self.total:,}, {(self.total - num_done) / rate / 60:,.0f} min left"
+            self.console.print(f"{num_done:,} images{left}, {rate:,.1f} a second{unreadable}", highlight=False)
+
+    def _count(self) -> None:
+        from msrn.bulk import find_images
+        from msrn.errors import MSRNError
+
+        try:
+            self.total = sum(1 for _ in find_images(self.sources, path_column=self.path_column))
+        except (MSRNError, OSError):
+            return  # the job says it

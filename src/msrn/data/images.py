@@ -49,6 +49,8 @@ def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | No
                 size = (height, width) if _orientation(image) in _SWAPS_SIDES else (width, height)
                 image.draft(None, (max(size[0], 1), max(size[1], 1)))
             return to_rgb(image)
+    except UnreadableImageError:
+        raise
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{path}: no such file. Check the path, or leave the image out.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

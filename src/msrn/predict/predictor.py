@@ -64,13 +64,15 @@ class Predictor:
     Args:
         bundle: The model and its preprocessing.
         device: Where to run; by default a CUDA device if there is one.
+        bf16: Compute in bfloat16 where PyTorch takes it to be safe: faster on recent GPUs, less exact.
 
     Example:
         `predictor = msrn.load("runs/demo/bundle")`; `predictor.predict("photo.jpg")[0].labels` are its labels, best first.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str | torch.device | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, device: str | torch.device | None = None, bf16: bool = False) -> None:
         self.bundle = bundle
+        self.bf16 = bf16
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = bundle.model.to(self.device).eval()
         self.model = InferenceMSRN(model) if isinstance(model, MSRN) else model
@@ -114,15 +116,9 @@ class Predictor:
         batch_size: int = 16,
     ) -> Iterator[Prediction]:
         """As `predict`, one batch at a time, so that any number of images needs the memory of one batch."""
-        for name, number in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
-            if number < 1:
-                raise ValueError(f"{name} is at least 1, got {number}.")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
-        if threshold is None and top_k is None:
-            least: list[float] = self.bundle.label_thresholds.tolist()
-        else:
-            least = [threshold or 0.0] * len(self.label_names)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, got {batch_size}.")
+        self._least(threshold, top_k)
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):
             prepared = [self._prepare(image) for image in batch]
@@ -131,7 +127,7 @@ class Predictor:
             for image, tensor in zip(batch, prepared, strict=True):
                 path = None if isinstance(image, Image.Image) else Path(image)
                 if isinstance(tensor, Tensor):
-                    yield Prediction(path, self._rank(next(probs), least, top_k))
+                    yield Prediction(path, self.rank(next(probs), threshold=threshold, top_k=top_k))
                 else:
                     yield Prediction(path, (), error=tensor)
 
@@ -151,7 +147,8 @@ class Predictor:
             ModelError: The output is not finite.
         """
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(images)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            logits: Tensor = self.model(images)
         if not torch.isfinite(logits).all():
             raise ModelError("the model's output is not finite. Check its weights: training may have diverged.")
         return logits.double().cpu()
@@ -257,17 +254,29 @@ class Predictor:
             return f"the image in memory cannot be read ({error}). Open it again, or leave it out."
         return self.bundle.preprocessing(rgb)
 
-    def _rank(self, probs: Float[Tensor, "L"], least: list[float], top_k: int | None) -> tuple[LabelProbability, ...]:
-        order: Sequence[int] = probs.argsort(descending=True, stable=True).tolist()
-        values: Sequence[float] = probs.tolist()
-        ranked = [LabelProbability(self.label_names[i], values[i]) for i in order if values[i] >= least[i]]
-        return tuple(ranked[:top_k])
+    def rank(
+        self, probs: Float[Tensor, "L"], *, threshold: float | None = None, top_k: int | None = None
+    ) -> tuple[LabelProbability, ...]:
+        """The labels of one image from its probabilities, best first; `threshold` and `top_k` as in `predict`."""
+        kept = (probs >= self._least(threshold, top_k)).nonzero().squeeze(1)
+        order = kept[probs[kept].argsort(descending=True, stable=True)][:top_k].tolist()
+        return tuple(LabelProbability(self.label_names[label], float(probs[label])) for label in order)
+
+    def _least(self, threshold: float | None, top_k: int | None) -> Float[Tensor, "L"] | float:
+        """The least probability of each label, or of all."""
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is at least 1, got {top_k}.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
+        if threshold is None and top_k is None:
+            return self.bundle.label_thresholds
+        return threshold or 0.0
 
 
-def load(path: str | Path, *, device: str | None = None) -> Predictor:
-    """Load a bundle folder for prediction.
+def load(path: str | Path, *, device: str | None = None, bf16: bool = False) -> Predictor:
+    """Load a bundle folder for prediction; `device` and `bf16` as in `Predictor`.
 
     Raises:
         BundleError: The folder is not a whole bundle.
     """
-    return Predictor(load_bundle(path), device=device)
+    return Predictor(load_bundle(path), device=device, bf16=bf16)

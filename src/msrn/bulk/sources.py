@@ -1,0 +1,208 @@
+"""What to tag: folders, globs, tables, tar shards, lists of names and web addresses, as one stream of images in a fixed order."""
+
+import glob
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from msrn.data.images import IMAGE_SUFFIXES
+from msrn.data.packed import PackedImage, TarMember, walk_tar
+from msrn.data.records import SUFFIXES, read_records
+from msrn.data.table import PATH_COLUMNS
+from msrn.errors import DataError, EmptySplitError, SourceNotFoundError, UnreadableImageError
+
+STANDARD_INPUT = "-"
+_SCHEMES = ("http://", "https://")
+_TIMEOUT_S = 30.0
+_MAX_BYTES = 200 * 2**20
+
+ImageRef = Path | PackedImage
+
+
+class WebImage(PackedImage):
+    """An image at a web address, fetched when it is read.
+
+    Args:
+        address: Beginning with http:// or https://.
+    """
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __fspath__(self) -> str:
+        return self.address
+
+    def read_bytes(self) -> bytes:
+        """The file's content.
+
+        Raises:
+            UnreadableImageError: It cannot be fetched, or has more than 200 MB.
+        """
+        request = urllib.request.Request(self.address, headers={"User-Agent": "msrn"})
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                content: bytes = answer.read(_MAX_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise UnreadableImageError(
+                f"{self.address}: the server answers {error.code} {error.reason}. Check the address, or give the file itself."
+            ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise UnreadableImageError(
+                f"{self.address}: cannot be fetched ({reason}). Check the address and the network, or give the file itself."
+            ) from error
+        if len(content) > _MAX_BYTES:
+            raise UnreadableImageError(f"{self.address}: more than {_MAX_BYTES // 2**20} MB. Give a smaller file.")
+        return content
+
+    def is_file(self) -> bool:
+        """Whether it can be fetched is not known before."""
+        return True
+
+
+def find_images(
+    sources: Sequence[str | Path], *, path_column: str | None = None, lines: Iterable[str] | None = None
+) -> Iterator[ImageRef]:
+    """The images of all sources, one by one, in an order that depends on names alone.
+
+    Only the names of one folder are held at a time. Hidden files and folders are passed over; a file that is named itself is kept
+    whatever its suffix.
+
+    Args:
+        sources: Folders, image files, globs (`photos/**/*.jpg`), tables with a column of paths (.csv, .tsv, .jsonl, .parquet;
+            relative paths start at the table's folder), tar archives, http(s) addresses, and `-` for names on standard input,
+            one a line.
+        path_column: The tables' column of paths; by default one of the usual names.
+        lines: Read in place of standard input.
+
+    Raises:
+        SourceNotFoundError: A source does not exist; nothing was yielded of it.
+        EmptySplitError: A source holds no images.
+        DataError: A table or archive cannot be read.
+    """
+    for source in sources:
+        is_empty = True
+        for image in _images_of(str(source), path_column, sys.stdin if lines is None else lines):
+            is_empty = False
+            yield image
+        if is_empty:
+            raise EmptySplitError(
+                f"{'standard input' if str(source) == STANDARD_INPUT else source} holds no images: expected files such as "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}. Name what to read."
+            )
+
+
+def check_sources(sources: Sequence[str | Path]) -> None:
+    """Refuse sources that do not exist, before any work is done.
+
+    Raises:
+        SourceNotFoundError: A source does not exist.
+        EmptySplitError: No source was given.
+    """
+    if not sources:
+        raise EmptySplitError("expected at least one image, folder, table or archive, got none. Name what to read.")
+    for source in map(str, sources):
+        if source != STANDARD_INPUT and not source.startswith(_SCHEMES) and not _is_there(source):
+            raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
+
+
+def _is_there(source: str) -> bool:
+    return Path(source).expanduser().exists() or (_is_glob(source) and any(True for _ in _matches(source)))
+
+
+def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[str]) -> Iterator[ImageRef]:
+    if source == STANDARD_INPUT:
+        for line in lines:
+            if name := line.rstrip("\r\n"):
+                yield _named(name)
+        return
+    if source.startswith(_SCHEMES):
+        yield WebImage(source)
+        return
+    path = Path(source).expanduser()
+    if not path.exists():
+        if not _is_glob(source):
+            raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
+        for match in sorted(_matches(source)):
+            if Path(match).is_file():
+                yield from _images_in(Path(match), path_column)
+        return
+    yield from _images_in(path, path_column)
+
+
+def _images_in(path: Path, path_column: str | None) -> Iterator[ImageRef]:
+    """The images of a folder, table, archive or file that exists."""
+    if path.is_dir():
+        yield from _images_below(path)
+    elif path.suffix.lower() in SUFFIXES:
+        yield from _images_of_table(path, path_column)
+    elif path.suffix.lower() == ".tar":
+        for entry in walk_tar(path):
+            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                yield TarMember(path, entry.name, entry.offset, entry.size)
+    else:
+        yield path
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Files first, then folder by folder, each sorted by name."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    visible = [(name, is_folder) for name, is_folder in found if not name.startswith(".")]
+    for name, is_folder in visible:
+        if not is_folder and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+            yield folder / name
+    for name in [name for name, is_folder in visible if is_folder]:
+        yield from _images_below(folder / name)
+
+
+def _images_of_table(table: Path, path_column: str | None) -> Iterator[ImageRef]:
+    def refuse(_: str, message: str, __: int) -> None:
+        raise DataError(message)
+
+    records = read_records(table, refuse)
+    line, header = next(records, (0, []))
+    names = [name.strip() for name in header]
+    lowered = [name.lower() for name in names]
+    known = next((name for name in PATH_COLUMNS if name in lowered), None)
+    if path_column is not None and path_column not in names:
+        raise DataError(f"{table}: no column '{path_column}', only: {', '.join(names)}. Choose one of these.")
+    if path_column is None and known is None:
+        raise DataError(
+            f"{table}: expected a column of paths ({', '.join(PATH_COLUMNS)}), got: {', '.join(names) or 'no header'}. Name one by "
+            "--path-column."
+        )
+    column = names.index(path_column) if path_column is not None else lowered.index(known or "")
+    for line, cells in records:
+        name = cells[column].strip() if column < len(cells) else ""
+        if not name:
+            raise DataError(
+                f"{table}:{line}: no path in the column '{names[column]}'. Fill it in, or leave the row out."
+            )
+        yield _named(name, table.parent)
+
+
+def _named(name: str, folder: Path | None = None) -> ImageRef:
+    """What a line or a cell names."""
+    if name.startswith(_SCHEMES):
+        return WebImage(name)
+    path = Path(name).expanduser()
+    if folder is not None and not path.is_absolute():
+        path = folder / path
+    archive, suffix, member = str(path).partition(f".tar{os.sep}")
+    return TarMember(Path(f"{archive}.tar"), member) if suffix and Path(f"{archive}.tar").is_file() else path
+
+
+def _is_glob(source: str) -> bool:
+    return glob.has_magic(source)
+
+
+def _matches(source: str) -> Iterator[str]:
+    return glob.iglob(os.path.expanduser(source), recursive=True)  # noqa: PTH111, PTH207

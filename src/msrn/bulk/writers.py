@@ -1,0 +1,251 @@
+"""The files that results are written to: Parquet, CSV, JSON Lines, XMP sidecars, and what Label Studio and FiftyOne import.
+
+Every writer takes the rows one at a time and leaves its file whole or absent. A row is what `Prediction.to_dict` gives: `path`,
+`labels` (each with `name` and `probability`, best first), and `error` where the image could not be read.
+"""
+
+import csv
+import json
+import os
+import posixpath
+import urllib.parse
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from msrn.data.records import import_parquet
+from msrn.errors import MSRNError
+from msrn.files import JSONLinesWriter, replace_file, replace_folder
+
+Row = dict[str, Any]
+
+_ROW_GROUP = 8192
+_SEPARATOR = "|"  # the first of those that tables of labels are read with
+_XMP = "adobe:ns:meta/"
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_DC = "http://purl.org/dc/elements/1.1/"
+_XMP_BASIC = "http://ns.adobe.com/xap/1.0/"
+_PACKET_ID = "W5M0MpCehiHzreSzNTczkc9d"
+
+
+@dataclass(frozen=True)
+class About:
+    """What the formats that annotation tools import say of the model.
+
+    Attributes:
+        label_names: All labels.
+        model: A name for the model and its version.
+    """
+
+    label_names: tuple[str, ...]
+    model: str
+
+
+def write_parquet(rows: Iterable[Row], out: Path, about: About) -> None:
+    """Columns `path`, `labels` (names, best first) and `probabilities`; images that could not be read are left out."""
+    pyarrow, parquet = import_parquet(out)
+    schema = pyarrow.schema(
+        [
+            ("path", pyarrow.string()),
+            ("labels", pyarrow.list_(pyarrow.string())),
+            ("probabilities", pyarrow.list_(pyarrow.float64())),
+        ]
+    )
+    with replace_file(out) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        readable = _readable(rows)
+        while group := list(islice(readable, _ROW_GROUP)):
+            columns = {
+                "path": [_text(row["path"]) for row in group],
+                "labels": [[label["name"] for label in row["labels"]] for row in group],
+                "probabilities": [[label["probability"] for label in row["labels"]] for row in group],
+            }
+            writer.write_table(pyarrow.table(columns, schema=schema))
+
+
+def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
+    """Columns `path`, `labels` and `probabilities`, the last two with `|` between the values; a table that `msrn train` reads."""
+    awkward = [name for name in about.label_names if _SEPARATOR in name]
+    if awkward:
+        raise MSRNError(
+            f"the label '{awkward[0]}' has a '{_SEPARATOR}' in it, which a CSV file would split. Give a name that ends in "
+            ".parquet or .jsonl."
+        )
+    with (
+        replace_file(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(("path", "labels", "probabilities"))
+        for row in _readable(rows):
+            names = _SEPARATOR.join(label["name"] for label in row["labels"])
+            writer.writerow((row["path"], names, _SEPARATOR.join(str(label["probability"]) for label in row["labels"])))
+
+
+def write_jsonl(rows: Iterable[Row], out: Path, about: About) -> None:
+    """One object an image, as `msrn predict --json` prints it; images that could not be read are left out."""
+    with JSONLinesWriter(out) as writer:
+        for row in _readable(rows):
+            writer.write(row)
+
+
+def write_label_studio(rows: Iterable[Row], out: Path, about: About) -> None:
+    """Tasks with a prediction each, for Label Studio's import.
+
+    The project's labelling interface has `<Image name="image" value="$image"/>` and `<Choices name="labels" toName="image"
+    choice="multiple">`. Local files are named as Label Studio serves them: by `/data/local-files/?d=` and the path below its
+    document root, which is taken to be `/`.
+    """
+    tasks = (
+        {
+            "data": {"image": _local_file(row["path"])},
+            "predictions": [
+                {
+                    "model_version": about.model,
+                    "score": min((label["probability"] for label in row["labels"]), default=0.0),
+                    "result": [
+                        {
+                            "from_name": "labels",
+                            "to_name": "image",
+                            "type": "choices",
+                            "value": {"choices": [label["name"] for label in row["labels"]]},
+                        }
+                    ],
+                }
+            ],
+        }
+        for row in _readable(rows)
+    )
+    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("[")
+        _write_items(file, (json.dumps(task, ensure_ascii=False) for task in tasks))
+        file.write("]\n")
+
+
+def write_fiftyone(rows: Iterable[Row], out: Path, about: About) -> None:
+    """A labels file of a `FiftyOneImageClassificationDataset`, images by their absolute paths."""
+    entries = (
+        f"{json.dumps(os.path.abspath(row['path']), ensure_ascii=False)}: "  # noqa: PTH100
+        + json.dumps(
+            [{"label": label["name"], "confidence": label["probability"]} for label in row["labels"]],
+            ensure_ascii=False,
+        )
+        for row in _readable(rows)
+    )
+    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write('{"classes": ' + json.dumps(about.label_names, ensure_ascii=False) + ', "labels": {')
+        _write_items(file, entries)
+        file.write("}}\n")
+
+
+def write_sidecars(rows: Iterable[Row], out: Path, about: About) -> None:
+    """A folder with an XMP file an image, named as the image with `.xmp` behind, below the image's own path.
+
+    Keywords are `dc:subject`, which is also where the IPTC's keywords stand in XMP; an image that could not be read has none.
+    """
+    with replace_folder(out) as temporary:
+        for row in _readable(rows):
+            path = temporary / f"{_below(row['path'])}.xmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_sidecar([label["name"] for label in row["labels"]], about.model))
+
+
+def write_errors(rows: Iterable[Row], out: Path) -> int:
+    """Write the images that could not be read, as JSON Lines of `path` and `error`; no file where there are none.
+
+    Returns:
+        How many.
+    """
+    failed = (row for row in rows if "error" in row)
+    first = next(failed, None)
+    if first is None:
+        out.unlink(missing_ok=True)
+        return 0
+    count = 0
+    with JSONLinesWriter(out) as writer:
+        for row in chain([first], failed):
+            writer.write({"path": row["path"], "error": row["error"]})
+            count += 1
+    return count
+
+
+Writer = Callable[[Iterable[Row], Path, About], None]
+
+FORMATS: dict[str, Writer] = {
+    "parquet": write_parquet,
+    "csv": write_csv,
+    "jsonl": write_jsonl,
+    "xmp": write_sidecars,
+    "label-studio": write_label_studio,
+    "fiftyone": write_fiftyone,
+}
+_OF_SUFFIX = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": "xmp"}
+
+
+def find_format(out: Path, asked: str | None = None) -> str:
+    """The format to write: the one asked for, or that of the file's ending; no ending is a folder of sidecars.
+
+    Raises:
+        MSRNError: There is no such format, or the ending tells none.
+    """
+    if asked is not None:
+        if asked not in FORMATS:
+            raise MSRNError(f"there is no format '{asked}'. Choose one of {', '.join(FORMATS)}.")
+        return asked
+    found = _OF_SUFFIX.get(out.suffix.lower())
+    if found is None:
+        raise MSRNError(
+            f"--out {out}: the ending tells no format. Give .parquet, .csv, .jsonl, a folder (XMP sidecars), or --format: "
+            f"{', '.join(FORMATS)}."
+        )
+    return found
+
+
+def _readable(rows: Iterable[Row]) -> Iterator[Row]:
+    return (row for row in rows if "error" not in row)
+
+
+def _write_items(file: Any, items: Iterable[str]) -> None:
+    """One a line, with commas between."""
+    for number, item in enumerate(items):
+        file.write(",\n" if number else "\n")
+        file.write(item)
+    file.write("\n")
+
+
+def _text(path: str) -> str:
+    """A path as UTF-8, with escapes for the bytes that are none."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _local_file(path: str) -> str:
+    if path.startswith(("http://", "https://")):
+        return path
+    absolute = os.path.abspath(path).lstrip("/")  # noqa: PTH100
+    return f"/data/local-files/?d={urllib.parse.quote(absolute, errors='surrogateescape')}"
+
+
+def _below(path: str) -> str:
+    """Where an image's sidecar lies in the folder: by its path, without a way out of it."""
+    parts = [part for part in posixpath.normpath(path.replace("://", "/").replace(os.sep, "/")).split("/") if part]
+    return "/".join("_" if part == ".." else part for part in parts)
+
+
+def _sidecar(names: list[str], model: str) -> bytes:
+    for prefix, space in (("x", _XMP), ("rdf", _RDF), ("dc", _DC), ("xmp", _XMP_BASIC)):
+        ET.register_namespace(prefix, space)
+    root = ET.Element(f"{{{_XMP}}}xmpmeta")
+    description = ET.SubElement(
+        ET.SubElement(root, f"{{{_RDF}}}RDF"),
+        f"{{{_RDF}}}Description",
+        {f"{{{_RDF}}}about": "", f"{{{_XMP_BASIC}}}CreatorTool": model},
+    )
+    if names:
+        bag = ET.SubElement(ET.SubElement(description, f"{{{_DC}}}subject"), f"{{{_RDF}}}Bag")
+        for name in names:
+            ET.SubElement(bag, f"{{{_RDF}}}li").text = name
+    ET.indent(root)
+    begin = f'<?xpacket begin="\ufeff" id="{_PACKET_ID}"?>\n'
+    return (begin + ET.tostring(root, encoding="unicode") + '\n<?xpacket end="w"?>\n').encode("utf-8")

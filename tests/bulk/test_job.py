@@ -1,0 +1,227 @@
+"""A job's results against the predictor's, whatever the source, format and number of workers, and after being stopped."""
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import msrn
+from msrn.bulk import FORMATS, tag_images
+from msrn.bulk.sources import find_images
+from msrn.data import open_source
+from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError
+from msrn.predict import Predictor
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_dir: Path) -> Predictor:
+    return msrn.load(bundle_dir)
+
+
+def expected_rows(predictor: Predictor, photos: Path, **options: Any) -> dict[str, dict[str, float]]:
+    """By path the labels of each image predicted alone."""
+    paths = [path for path in find_images([photos]) if "damaged" not in str(path)]
+    found = [predictor.predict(path, **options)[0] for path in paths]  # type: ignore[arg-type]
+    return {str(row.path): {label.name: label.probability for label in row.labels} for row in found}
+
+
+def read_jsonl(path: Path) -> dict[str, dict[str, float]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["path"] for row in rows}) == len(rows)  # nothing twice
+    return {row["path"]: {label["name"]: label["probability"] for label in row["labels"]} for row in rows}
+
+
+def assert_same(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+    assert list(found) == list(expected)
+    for path, labels in found.items():
+        assert set(labels) == set(expected[path])
+        assert labels == pytest.approx(expected[path], abs=1e-4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_same_picture_same_answer(
+    predictor: Predictor, photos: Path, tmp_path: Path, num_workers: int, batch_size: int
+) -> None:
+    seen: list[tuple[int, int]] = []
+    result = tag_images(
+        predictor,
+        [photos],
+        tmp_path / "tags.jsonl",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_progress=lambda *state: seen.append(state),
+    )
+    assert_same(read_jsonl(result.out), expected_rows(predictor, photos))
+    assert (result.num_images, result.num_unreadable, result.num_resumed) == (12, 1, 0)
+    assert seen[-1] == (13, 1)
+    assert result.errors_file is not None
+    failed = json.loads(result.errors_file.read_text())
+    assert failed["path"] == str(photos / "damaged.jpg")
+    assert "damaged" in failed["error"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "tags.jsonl", "tags.jsonl.errors.jsonl"]
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.0}, {"top_k": 2}, {"threshold": 0.6, "top_k": 1}])
+def test_thresholds_and_top_k(predictor: Predictor, photos: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    tag_images(predictor, [photos], tmp_path / "tags.jsonl", num_workers=0, **options)
+    assert_same(read_jsonl(tmp_path / "tags.jsonl"), expected_rows(predictor, photos, **options))
+
+
+def test_every_format_says_the_same(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    expected = expected_rows(predictor, photos)
+    for name, file in (
+        ("parquet", "t.parquet"),
+        ("csv", "t.csv"),
+        ("fiftyone", "f.json"),
+        ("label-studio", "l.json"),
+        ("xmp", "side"),
+    ):
+        tag_images(predictor, [photos], tmp_path / file, format=name, num_workers=0)
+
+    table = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    found = {row["path"]: dict(zip(row["labels"], row["probabilities"], strict=True)) for row in table}
+    assert_same(found, expected)
+
+    with (tmp_path / "t.csv").open(newline="") as file_:
+        rows = list(csv.DictReader(file_))
+    cells = {
+        row["path"]: [row[column].split("|") if row[column] else [] for column in ("labels", "probabilities")]
+        for row in rows
+    }
+    assert_same(
+        {path: dict(zip(labels, map(float, probs), strict=True)) for path, (labels, probs) in cells.items()}, expected
+    )
+    assert len(open_source(tmp_path / "t.csv").read("train")) == 12  # what was predicted may be trained on
+
+    fiftyone = json.loads((tmp_path / "f.json").read_text())
+    assert fiftyone["classes"] == list(predictor.label_names)
+    found = {path: {own["label"]: own["confidence"] for own in labels} for path, labels in fiftyone["labels"].items()}
+    assert_same(found, expected)
+
+    tasks = json.loads((tmp_path / "l.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [
+        f"/data/local-files/?d={path.lstrip('/')}" for path in expected
+    ]
+    for task, labels in zip(tasks, expected.values(), strict=True):
+        (prediction,) = task["predictions"]
+        (choice,) = prediction["result"]
+        assert (choice["from_name"], choice["to_name"], choice["type"]) == ("labels", "image", "choices")
+        assert choice["value"]["choices"] == list(labels)
+        assert prediction["model_version"].startswith("msrn ")
+
+    for path, labels in expected.items():
+        text = (tmp_path / "side" / f"{path.lstrip('/')}.xmp").read_bytes()
+        assert text.startswith(b'<?xpacket begin="\xef\xbb\xbf"')
+        items = ET.fromstring(text).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li")
+        assert [item.text for item in items] == list(labels)
+
+
+def test_photo_programs_read_the_sidecars_keywords(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    """Pillow's own XMP reader stands for theirs."""
+    tag_images(predictor, [photos / "02.png"], tmp_path / "side", top_k=6, num_workers=0)
+    (sidecar,) = (tmp_path / "side").rglob("*.xmp")
+    xmp = sidecar.read_bytes()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", xmp=xmp)
+    with Image.open(tmp_path / "a.jpg") as image:
+        keywords = image.getxmp()["xmpmeta"]["RDF"]["Description"]["subject"]["Bag"]["li"]
+    assert set(keywords) == set(predictor.label_names)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(count: int) -> Any:
+    def see(done: int, _: int) -> None:
+        if done >= count:
+            raise StoppedError
+
+    return see
+
+
+def test_a_stopped_job_goes_on(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tags.jsonl"
+    for count in (3, 8):
+        with pytest.raises(StoppedError):
+            tag_images(
+                predictor, [photos], out, batch_size=2, num_workers=0, part_size=2, on_progress=stop_after(count)
+            )
+        assert not out.exists()
+    result = tag_images(predictor, [photos], out, batch_size=5, num_workers=2)
+    assert result.num_resumed == 8
+    assert_same(read_jsonl(out), expected_rows(predictor, photos))
+    assert not (tmp_path / "tags.jsonl.parts").exists()
+
+
+def test_another_job_is_not_mixed_in(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tags.jsonl"
+
+    def tag(*sources: Path, **options: Any) -> Any:
+        return tag_images(
+            predictor, list(sources) or [photos], out, batch_size=2, num_workers=0, part_size=2, **options
+        )
+
+    with pytest.raises(StoppedError):
+        tag(on_progress=stop_after(4))
+    with pytest.raises(MSRNError, match=r"holds an unfinished job with another threshold\. .*--restart"):
+        tag(threshold=0.1)
+    with pytest.raises(MSRNError, match="unfinished job with another sources"):
+        tag(photos / "b")
+    (photos / "000.png").write_bytes((photos / "02.png").read_bytes())  # one that comes first
+    with pytest.raises(MSRNError, match="no longer those that the unfinished job"):
+        tag()
+    assert tag(restart=True).num_images == 13
+    with pytest.raises(MSRNError, match=r"exists; it is left alone\. Give another --out, or --overwrite"):
+        tag()
+    (photos / "000.png").unlink()
+    assert tag(overwrite=True).num_images == 12
+    assert len(read_jsonl(out)) == 12
+
+
+def test_damaged_parts_are_named(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tags.jsonl"
+    options: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "part_size": 2}
+    with pytest.raises(StoppedError):
+        tag_images(predictor, [photos], out, on_progress=stop_after(4), **options)
+    (tmp_path / "tags.jsonl.parts" / "000000.jsonl").write_text("")
+    with pytest.raises(MSRNError, match=r"000000\.jsonl is damaged or missing\. Add --restart"):
+        tag_images(predictor, [photos], out, **options)
+
+
+def test_two_at_once_are_refused(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tags.jsonl"
+
+    def again(*_: int) -> None:
+        tag_images(predictor, [photos], out, num_workers=0)
+
+    with pytest.raises(MSRNError, match=r"another process is at work in .*tags\.jsonl\.parts"):
+        tag_images(predictor, [photos], out, num_workers=0, on_progress=again)
+
+
+def test_nothing_of_others_is_lost(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(MSRNError, match="holds other things than XMP sidecars; it is left alone"):
+        tag_images(predictor, [photos / "02.png"], photos / "b", format="xmp", overwrite=True)
+    assert len(list((photos / "b").iterdir())) == 4
+    (photos / "list.csv").write_text("path\n02.png\n")
+    with pytest.raises(MSRNError, match="is one of the sources"):
+        tag_images(predictor, [photos / "list.csv"], photos / "list.csv", overwrite=True)
+    assert (photos / "list.csv").read_text() == "path\n02.png\n"
+
+
+def test_problems_are_said_before_the_work(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(MSRNError, match=r"the ending tells no format.*label-studio"):
+        tag_images(predictor, [photos], tmp_path / "tags.txt")
+    with pytest.raises(MSRNError, match=r"there is no format 'cvs'\. Choose one of parquet, csv"):
+        tag_images(predictor, [photos], tmp_path / "tags", format="cvs")
+    with pytest.raises(SourceNotFoundError):
+        tag_images(predictor, [tmp_path / "none"], tmp_path / "tags.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EmptySplitError):
+        tag_images(predictor, [tmp_path / "empty"], tmp_path / "tags.csv", num_workers=0)
+    assert set(FORMATS) == {"parquet", "csv", "jsonl", "xmp", "label-studio", "fiftyone"}

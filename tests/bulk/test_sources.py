@@ -1,0 +1,117 @@
+"""What is found in folders, globs, tables, archives, lists and at addresses, and in which order."""
+
+import http.server
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msrn.bulk import find_images
+from msrn.bulk.sources import check_sources
+from msrn.data import list_images, read_image
+from msrn.errors import DataError, EmptySplitError, SourceNotFoundError, UnreadableImageError
+
+
+def names(*sources: str | Path, **options: object) -> list[str]:
+    return [str(image) for image in find_images(sources, **options)]  # type: ignore[arg-type]
+
+
+def test_folders_globs_and_files(photos: Path) -> None:
+    found = names(photos)
+    assert sorted(found) == sorted(str(path) for path in list_images(photos))
+    assert len(found) == 13
+    assert found == names(photos)  # always the same order
+    assert names(f"{photos}/**/*.png") == sorted(path for path in found if path.endswith(".png"))
+    assert names(photos / "notes.txt") == [str(photos / "notes.txt")]  # named itself, it is tried
+    assert names(photos / "b", photos / "02.png") == [*names(photos / "b"), str(photos / "02.png")]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "a.jpg", "c.png", ".hidden", "d.txt"]), min_size=1, max_size=4)))
+def test_a_tree_gives_what_list_images_gives(tmp_path_factory: pytest.TempPathFactory, paths: list[list[str]]) -> None:
+    folder = tmp_path_factory.mktemp("tree")
+    for parts in paths:
+        path = folder.joinpath("sub", *parts[:-1], f"image-{parts[-1]}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    try:
+        expected = sorted(map(str, list_images(folder)))
+    except EmptySplitError:
+        with pytest.raises(EmptySplitError):
+            names(folder)
+    else:
+        assert sorted(names(folder)) == expected
+
+
+def test_tables(photos: Path) -> None:
+    table = photos / "list.csv"
+    table.write_text("name;File\nx;02.png\ny;b/00.png\n")
+    assert names(table) == [str(photos / "02.png"), str(photos / "b" / "00.png")]
+    (photos / "list.jsonl").write_text('{"where": "02.png", "path": "05.png"}\n')
+    assert names(photos / "list.jsonl", path_column="where") == [str(photos / "02.png")]
+    with pytest.raises(DataError, match="no column 'there', only: where, path"):
+        names(photos / "list.jsonl", path_column="there")
+    (photos / "no.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"expected a column of paths .*got: a, b\. Name one by --path-column"):
+        names(photos / "no.csv")
+    (photos / "gap.csv").write_text("path,b\n02.png,2\n,3\n")
+    with pytest.raises(DataError, match=r"gap.csv:3: no path in the column 'path'"):
+        names(photos / "gap.csv")
+
+
+def test_archives_and_their_images_in_lists(photos: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "shard-0.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("02.png", "notes.txt", "05.png"):
+            tar.add(photos / name, name)
+    images = list(find_images([shard]))
+    assert [str(image) for image in images] == [f"{shard}/02.png", f"{shard}/05.png"]
+    assert read_image(images[0]).tobytes() == read_image(photos / "02.png").tobytes()
+    listed = list(find_images(["-"], lines=[f"{shard}/05.png\n", "\n", f"{photos}/02.png\r\n"]))
+    assert read_image(listed[0]).tobytes() == read_image(photos / "05.png").tobytes()
+    assert listed[1] == photos / "02.png"
+    assert names(f"{tmp_path}/*.tar") == [f"{shard}/02.png", f"{shard}/05.png"]
+
+
+@pytest.fixture
+def address(photos: Path) -> Iterator[str]:
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(photos))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_web_addresses(photos: Path, address: str) -> None:
+    image, missing = find_images([f"{address}/02.png", f"{address}/none.png"])
+    assert str(image) == f"{address}/02.png"
+    assert read_image(image).tobytes() == read_image(photos / "02.png").tobytes()
+    with pytest.raises(UnreadableImageError, match=r"none\.png: the server answers 404 File not found\. Check"):
+        read_image(missing)
+    with pytest.raises(UnreadableImageError, match="cannot be fetched"):
+        read_image(next(find_images(["http://127.0.0.1:1/a.png"])))
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match="nowhere does not exist"):
+        check_sources([tmp_path / "nowhere"])
+    with pytest.raises(SourceNotFoundError, match=r"\*\.jpg does not exist"):
+        check_sources([f"{tmp_path}/*.jpg"])
+    with pytest.raises(EmptySplitError, match="expected at least one"):
+        check_sources([])
+    with pytest.raises(EmptySplitError, match="holds no images"):
+        names(tmp_path)
+    with pytest.raises(EmptySplitError, match="standard input holds no images"):
+        names("-", lines=[])
+    check_sources(["-", "https://example.org/a.jpg", os.fspath(tmp_path)])
