@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from msrn.errors import MSRNError
     from msrn.labels import LabelGraph
     from msrn.models import MSRN, build_msrn, msrn_resnet101
-    from msrn.predict import Prediction, Predictor, load
+    from msrn.predict import Predictor, load
+    from msrn.prediction import Prediction
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,7 @@ _HOMES = {
     "LabelGraph": "msrn.labels",
     "LabelledImages": "msrn.data",
     "MSRNError": "msrn.errors",
-    "Prediction": "msrn.predict",
+    "Prediction": "msrn.prediction",
     "Predictor": "msrn.predict",
     "Source": "msrn.data",
     "build_msrn": "msrn.models",
@@ -39,10 +40,12 @@ _HOMES = {
 }
 
 _SUBPACKAGES = (
+    "bulk",
     "bundle",
     "data",
     "errors",
     "explain",
+    "export",
     "labels",
     "metrics",
     "models",

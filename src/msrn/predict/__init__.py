@@ -3,8 +3,9 @@
 import msrn._torchvision  # noqa: F401  (before torchmetrics, which imports torchvision)
 from msrn.predict.decisions import fit_decisions
 from msrn.predict.evaluate import align_labels, evaluate, read_labelled
-from msrn.predict.predictor import LabelProbability, Prediction, Predictor, load
+from msrn.predict.predictor import Predictor, load
 from msrn.predict.protocol import evaluation_protocol, protocol_lines
+from msrn.prediction import LabelProbability, Prediction
 
 __all__ = [
     "LabelProbability",

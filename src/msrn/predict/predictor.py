@@ -2,10 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,42 +19,9 @@ from msrn.data.source import LabelledImages
 from msrn.errors import LabelMismatchError, ModelError, UnreadableImageError
 from msrn.explain import EdgeRemovals, Explanation, Related, explain_logits, related_effects
 from msrn.models import MSRN, InferenceMSRN, use_channels_last
+from msrn.prediction import LabelProbability, Prediction
 
 ImageLike = str | Path | PackedImage | Image.Image
-
-
-@dataclass(frozen=True)
-class LabelProbability:
-    """One label of an image.
-
-    Attributes:
-        name: The label.
-        probability: Between 0 and 1.
-    """
-
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The labels of one image, best first.
-
-    Attributes:
-        path: The image file, or None for an image in memory.
-        labels: The labels asked for, best first.
-        error: Why the image could not be read, or None.
-    """
-
-    path: Path | None
-    labels: tuple[LabelProbability, ...]
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `path` and `labels`, and `error` where the image could not be read."""
-        labels = [{"name": label.name, "probability": label.probability} for label in self.labels]
-        found = {"path": None if self.path is None else str(self.path), "labels": labels}
-        return found if self.error is None else {**found, "error": self.error}
 
 
 class Predictor:
