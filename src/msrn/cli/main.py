@@ -12,6 +12,7 @@ from msrn.cli import (
     demo,
     evaluate,
     explain,
+    export,
     import_published,
     labels,
     predict,
@@ -63,6 +64,7 @@ app.command(epilog=thresholds.EPILOG)(thresholds.thresholds)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=export.EPILOG)(export.export)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
 app.add_typer(data.app, name="data")
 app.add_typer(labels.app, name="labels")

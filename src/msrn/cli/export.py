@@ -1,0 +1,184 @@
+"""`msrn export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from msrn.bundle import Bundle
+    from msrn.export import Check
+
+EPILOG = """Examples:
+
+  msrn export runs/scenes/bundle --out model.onnx
+
+  msrn export BUNDLE --out model.onnx --calibration photos/ --check more-photos/
+
+  msrn export BUNDLE --out small.onnx --precision int8 --check photos/
+
+  msrn export BUNDLE --out model.pt2"""
+
+_MOST_CALIBRATION = 64
+_MOST_CHECKED = 256
+
+
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File to write: .onnx, or .pt2 (torch.export).", show_default=False)
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Images as varied as those to come, of which up to 64 fix the attention's nodes; by default the validation images "
+            "of the bundle's run.",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32; for .onnx also fp16 (half the size, for GPUs) or int8 (smaller, for processors).")
+    ] = "fp32",
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Run the file and the original on these images, up to 256; by default on the calibration images.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass of the check, beside 1.")] = 8,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what was exported and checked; '-' prints it.")
+    ] = None,
+) -> None:
+    """Write a trained model as one file for other programs, and show that it says what the original says.
+
+    An ONNX file takes batches of any number and size of images, and has labels, thresholds and preprocessing in its metadata;
+    msrn.export.OnnxPredictor runs it without PyTorch.
+    """
+    import torch
+
+    from msrn.cli.output import make_console
+    from msrn.data.images import list_images, read_image
+    from msrn.errors import MSRNError
+    from msrn.export import check_export, export_model
+    from msrn.export.write import check_request
+    from msrn.files import check_can_write, write_json
+    from msrn.predict import load
+
+    check_request(out, precision)
+    check_can_write("--out", out)
+    check_can_write("--json", json_file)
+    predictor = load(bundle, device="cpu")
+    paths = _spread(_calibration_images(predictor.bundle, bundle) if calibration is None else list_images(calibration))
+    chosen = paths[:_MOST_CALIBRATION]
+    images = torch.stack([predictor.bundle.preprocessing(read_image(path)) for path in chosen])
+    console = make_console(json_file)
+    with console.status("exporting"):
+        found = export_model(predictor.bundle, out, images, precision=precision)
+    sizes = "any size" if found.is_dynamic else "that size alone: this backbone takes no other"
+    height, width = found.size
+    lines = [
+        f"{found.path}: {found.num_bytes / 1e6:,.1f} MB, {precision}; trained at {height} x {width} px, takes {sizes}",
+    ]
+    if found.is_folded is not None:
+        way = "folded into one linear layer" if found.is_folded else "interpolated from nodes"
+        if not found.is_folded and found.plain_stages:
+            way = f"in the plain formulation at stages {', '.join(str(stage + 1) for stage in found.plain_stages)}"
+        lines.append(f"attention: {way}, fixed by {len(chosen)} calibration images")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    checked_paths = [Path(path) for path in (chosen if check is None else list_images(check)[:_MOST_CHECKED])]
+    with console.status("checking"):
+        checked = check_export(out, predictor, checked_paths, batch_size=batch_size)
+    for line in _check_lines(checked, precision):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    accuracy = _accuracy(predictor.bundle, bundle, out) if precision != "fp32" else None
+    if accuracy is not None:
+        console.print(
+            f"mAP on {accuracy['images']} validation images: {100 * accuracy['exported']:.2f}, original "
+            f"{100 * accuracy['original']:.2f}",
+            highlight=False,
+        )
+    if json_file is not None:
+        summary: dict[str, Any] = {
+            "out": str(found.path),
+            "precision": precision,
+            "bytes": found.num_bytes,
+            "size": list(found.size),
+            "is_dynamic": found.is_dynamic,
+            "is_folded": found.is_folded,
+            "plain_stages": [stage + 1 for stage in found.plain_stages],
+            "check": checked.to_dict(),
+            "mAP": accuracy,
+        }
+        write_json(json_file, summary)
+    if precision == "fp32" and checked.largest_difference > 1e-3:
+        raise MSRNError(
+            f"probabilities differ by up to {checked.largest_difference:.1e}: the calibration images are unlike those checked. "
+            "Export again with --calibration on images like them."
+        )
+
+
+def _calibration_images(bundle: "Bundle", folder: Path) -> list[Any]:
+    from msrn.errors import DataError
+    from msrn.recipes.validation import validation_images
+
+    try:
+        return list(validation_images(bundle, folder).paths)
+    except DataError as error:
+        raise DataError(f"{error} Or give images by --calibration.") from error
+
+
+def _spread(paths: list[Any]) -> list[Any]:
+    """So many of them at equal distances."""
+    step = max(1, len(paths) // _MOST_CALIBRATION)
+    return paths[::step]
+
+
+def _check_lines(checked: "Check", precision: str) -> list[str]:
+    lines = [
+        f"on {checked.num_images} images, batches of {' and '.join(map(str, sorted(checked.speed)))}: the largest difference of a "
+        f"probability is {checked.largest_difference:.1e}, {len(checked.changed)} decisions changed"
+    ]
+    for own in checked.changed[:10]:
+        lines.append(f"  {own.image}: {own.label} {own.original:.4f} -> {own.exported:.4f}")
+    if len(checked.changed) > 10:
+        lines.append(f"  and {len(checked.changed) - 10} more")
+    times = [
+        f"{1000 * checked.seconds[size]:.1f} ms an image at batch {size}, {speed:.2f} times as fast as PyTorch here"
+        for size, speed in checked.speed.items()
+    ]
+    return [*lines, "; ".join(times)]
+
+
+def _accuracy(bundle: "Bundle", folder: Path, out: Path) -> dict[str, Any] | None:
+    """MAP of both on the validation images of the bundle's run, where there are any."""
+    import numpy as np
+    import torch
+
+    from msrn.data.images import read_image
+    from msrn.errors import MSRNError
+    from msrn.export import OnnxPredictor
+    from msrn.metrics import mean_average_precision
+    from msrn.predict import Predictor
+    from msrn.recipes.validation import validation_images
+
+    try:
+        images = validation_images(bundle, folder)
+    except MSRNError:
+        return None
+    original, exported = Predictor(bundle, device="cpu"), OnnxPredictor(out)
+    scores: dict[str, list[Any]] = {"original": [], "exported": []}
+    for start in range(0, len(images), 32):
+        batch = torch.stack([bundle.preprocessing(read_image(path)) for path in images.paths[start : start + 32]])
+        scores["original"].append(original.probs(batch).numpy())
+        scores["exported"].append(exported.probs(batch.numpy()))
+    target = torch.from_numpy(images.target).long()
+    means = {
+        name: float(mean_average_precision(torch.from_numpy(np.concatenate(own)), target))
+        for name, own in scores.items()
+    }
+    return {"images": len(images), **means}

@@ -1,0 +1,155 @@
+"""Predicting with an exported ONNX file: onnxruntime, numpy and Pillow, without PyTorch."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from msrn.data.images import read_image, to_rgb
+from msrn.errors import BundleError, MissingDependencyError, ModelError, UnreadableImageError
+from msrn.prediction import LabelProbability, Prediction
+
+Floats = npt.NDArray[np.float32]
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_KEYS = ("labels", "thresholds", "preprocessing", "version")
+
+
+class OnnxPredictor:
+    """An exported model that takes images, as `msrn.Predictor` does.
+
+    Args:
+        path: A file that `msrn export` wrote.
+        providers: Of onnxruntime; by default those of the processor.
+        num_threads: By default as many as onnxruntime chooses.
+
+    Attributes:
+        label_names: The labels, in the order of the probabilities.
+        thresholds: The least probability of each label that is predicted.
+        preprocessing: Size, mean, standard deviation and interpolation.
+
+    Raises:
+        BundleError: The file is no model, or `msrn export` did not write it.
+        MissingDependencyError: onnxruntime is not installed.
+
+    Example:
+        `OnnxPredictor("model.onnx").predict("photo.jpg")[0].labels` are the photo's labels, best first.
+    """
+
+    def __init__(
+        self, path: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), num_threads: int | None = None
+    ) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError("an exported model needs onnxruntime: pip install onnxruntime.") from error
+
+        self.path = Path(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # onnxruntime has no base class of its errors
+            reason = " ".join(str(error).split())[:200]
+            raise BundleError(f"{path}: no ONNX model ({reason}). Export it again by msrn export.") from error
+        found = self.session.get_modelmeta().custom_metadata_map
+        missing = [key for key in _KEYS if key not in found]
+        if missing:
+            raise BundleError(f"{path}: no '{missing[0]}' in its metadata. Give a file that msrn export wrote.")
+        try:
+            self.label_names: tuple[str, ...] = tuple(map(str, json.loads(found["labels"])))
+            self.thresholds = np.array(json.loads(found["thresholds"]), dtype=np.float64)
+            self.preprocessing: dict[str, Any] = json.loads(found["preprocessing"])
+            self._size = height, width = tuple(map(int, self.preprocessing["size"]))
+            self._mean, self._std = (
+                np.tile(np.array(self.preprocessing[name], dtype=np.float32), width) for name in ("mean", "std")
+            )
+            self._resampling = _RESAMPLING[self.preprocessing["interpolation"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{path}: its metadata is damaged ({error!r}). Export it again by msrn export."
+            ) from error
+        if self.thresholds.shape != (len(self.label_names),) or height < 1 or width < 1:
+            raise BundleError(f"{path}: its metadata does not fit together. Export it again by msrn export.")
+        self._input = self.session.get_inputs()[0].name
+
+    def predict(
+        self,
+        images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        batch_size: int = 16,
+    ) -> list[Prediction]:
+        """Ranked labels of one image or many; see `msrn.Predictor.predict`."""
+        given = [images] if isinstance(images, str | Path | Image.Image) else images
+        return list(self.predict_stream(given, threshold=threshold, top_k=top_k, batch_size=batch_size))
+
+    def predict_stream(
+        self,
+        images: Iterable[str | Path | Image.Image],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        batch_size: int = 16,
+    ) -> Iterator[Prediction]:
+        """As `predict`, one batch at a time."""
+        for name, number in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
+            if number < 1:
+                raise ValueError(f"{name} is at least 1, got {number}.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
+        least = self.thresholds if threshold is None and top_k is None else np.float64(threshold or 0.0)
+        pending = iter(images)
+        while batch := list(islice(pending, batch_size)):
+            prepared = [self._prepare(image) for image in batch]
+            arrays = [own for own in prepared if not isinstance(own, str)]
+            probs = iter(self.probs(np.stack(arrays)) if arrays else ())
+            for image, own in zip(batch, prepared, strict=True):
+                path = None if isinstance(image, Image.Image) else Path(image)
+                if isinstance(own, str):
+                    yield Prediction(path, (), error=own)
+                else:
+                    yield Prediction(path, self._rank(next(probs), least, top_k))
+
+    def probs(self, images: Floats) -> npt.NDArray[np.float64]:
+        """Probabilities (B, L) of a batch (B, 3, H, W) that is already preprocessed.
+
+        Raises:
+            ModelError: The output is not finite.
+        """
+        found: npt.NDArray[np.float64] = self.session.run(["probabilities"], {self._input: images})[0].astype(
+            np.float64
+        )
+        if not np.isfinite(found).all():
+            raise ModelError(f"{self.path}: the model's output is not finite. Export it again, with --precision fp32.")
+        return found
+
+    def preprocess(self, image: Image.Image) -> Floats:
+        """The network's input (3, H, W) of an RGB image, as `msrn.data.transforms.Preprocessing` makes it."""
+        height, width = self._size
+        if image.size != (width, height):
+            image = image.resize((width, height), self._resampling)
+        rows = np.asarray(image, dtype=np.float32).reshape(height, 3 * width) / np.float32(255)
+        rows = (rows - self._mean) / self._std
+        return np.ascontiguousarray(rows.reshape(height, width, 3).transpose(2, 0, 1))
+
+    def _prepare(self, image: str | Path | Image.Image) -> Floats | str:
+        try:
+            rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        except UnreadableImageError as error:
+            return str(error)
+        except OSError as error:
+            return f"the image in memory cannot be read ({error}). Open it again, or leave it out."
+        return self.preprocess(rgb)
+
+    def _rank(self, probs: npt.NDArray[np.float64], least: Any, top_k: int | None) -> tuple[LabelProbability, ...]:
+        order = [label for label in np.argsort(-probs, kind="stable") if (probs >= least)[label]]
+        return tuple(LabelProbability(self.label_names[label], float(probs[label])) for label in order[:top_k])
