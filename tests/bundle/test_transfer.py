@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from msrn.bundle import Bundle, Transfer, find_bundle, save_bundle, start_from, transfer
+from msrn.bundle import Bundle, Transfer, find_bundle, save_bundle, sharing, start_from, transfer
 from msrn.bundle.transfer import _find_bonds
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, ModelError
@@ -290,15 +290,17 @@ def test_a_path_is_a_path(tmp_path: Path) -> None:
 
 def test_the_hub_is_asked_for_the_files_of_a_bundle_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(transfer, "download", lambda name, patterns: asked.append((name, patterns)) or tmp_path)
+    monkeypatch.setattr(
+        sharing, "download", lambda name, patterns, revision: asked.append((name, patterns)) or tmp_path
+    )
     assert find_bundle("somebody/a-model") == tmp_path
     assert asked == [("somebody/a-model", ("model.safetensors", "config.json", "README.md"))]
 
 
 def test_what_is_neither_here_nor_on_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str, patterns: Any) -> Path:
+    def fail(name: str, patterns: Any, revision: Any) -> Path:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(transfer, "download", fail)
+    monkeypatch.setattr(sharing, "download", fail)
     with pytest.raises(BundleError, match=r"runs/bundle is no folder here, and was not found on the .* hub \(Conn"):
         find_bundle("runs/bundle")

@@ -2,19 +2,16 @@
 
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from msrn.bundle.bundle import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Bundle
-from msrn.errors import BundleError, ModelError
-from msrn.hub import download
+from msrn.bundle.bundle import Bundle
+from msrn.errors import ModelError
 from msrn.labels import LabelGraph
 from msrn.models import build_model, build_msrn
 
@@ -74,26 +71,6 @@ class _Bond(NamedTuple):
     to_vectors: bool
     axis: int | None
     is_graph: bool
-
-
-def find_bundle(name: str) -> Path:
-    """The folder of a bundle: a path, or `owner/name` of a bundle on the Hugging Face hub.
-
-    From the hub only the files of a bundle are taken, none of which can hold code.
-
-    Raises:
-        BundleError: There is no such folder, nor such a bundle on the hub.
-    """
-    path = Path(name).expanduser()
-    if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return path
-    try:
-        return download(name, (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE))
-    except Exception as error:  # the hub's errors follow the web library it uses
-        raise BundleError(
-            f"{name} is no folder here, and was not found on the Hugging Face hub ({type(error).__name__}). "
-            "Give the bundle folder that training writes, or owner/name of a bundle on the hub."
-        ) from None
 
 
 @torch.no_grad()

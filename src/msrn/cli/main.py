@@ -16,6 +16,7 @@ from msrn.cli import (
     import_published,
     labels,
     predict,
+    push,
     report,
     thresholds,
     train,
@@ -65,6 +66,7 @@ app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=explain.EPILOG)(explain.explain)
 app.command(epilog=export.EPILOG)(export.export)
+app.command(epilog=push.EPILOG)(push.push)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
 app.add_typer(data.app, name="data")
 app.add_typer(labels.app, name="labels")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from msrn.bundle import Bundle, load_bundle
+from msrn.bundle import HUB_PREFIX, Bundle, find_bundle, load_bundle
 from msrn.data.images import read_image, to_rgb
 from msrn.data.loader import build_loader
 from msrn.data.packed import PackedImage
@@ -240,9 +240,15 @@ class Predictor:
 
 
 def load(path: str | Path, *, device: str | None = None, bf16: bool = False) -> Predictor:
-    """Load a bundle folder for prediction; `device` and `bf16` as in `Predictor`.
+    """Load a bundle for prediction; `device` and `bf16` as in `Predictor`.
+
+    Args:
+        path: Its folder, or `hub:owner/name` (`hub:owner/name@revision`) of a bundle on the Hugging Face hub.
+        device: See `Predictor`.
+        bf16: See `Predictor`.
 
     Raises:
         BundleError: The folder is not a whole bundle.
     """
-    return Predictor(load_bundle(path), device=device, bf16=bf16)
+    found = find_bundle(path) if str(path).startswith(HUB_PREFIX) else path
+    return Predictor(load_bundle(found), device=device, bf16=bf16)
