@@ -401,6 +401,51 @@ def explain_time() -> str:
     return lines(["for one image", "ms", "times prediction"], rows)
 
 
+def tagging() -> str:
+    """How fast many files are tagged, and what kills cost."""
+    found = read("tagging")
+    bare = sum(found["bare_rate"]) / len(found["bare_rate"])
+    height, width = found["size"]
+    rows = [
+        ["files, real photos repeated under distinct names", f"{found['count']:,}"],
+        ["network, processors", f"{found['backbone']} at {height} x {width} px, {found['machine']['processors']}"],
+        [
+            "bare network on tensors in memory, images a second, before and after",
+            " and ".join(f"{own:.1f}" for own in found["bare_rate"]),
+        ],
+        ["the job, images a second, each start", ", ".join(f"{own:.1f}" for own in found["job_rate"])],
+        ["the job's share of the bare network's mean rate", f"{found['share_of_bare']:.2f} of {bare:.1f}"],
+        ["kills, behind how many images", ", ".join(f"{own['images_in_parts']:,}" for own in found["kills"])],
+        ["rows, distinct rows", f"{found['rows']:,}, {found['distinct_rows']:,}"],
+        [
+            "memory of the job and its workers, MB, medians of four quarters of its time",
+            ", ".join(f"{own / 1e6:,.0f}" for own in found["memory"]["median_of_quarters"]),
+        ],
+    ]
+    return lines(["", ""], rows)
+
+
+def export() -> str:
+    """ONNX beside PyTorch."""
+    rows = []
+    for own in read("export")["models"]:
+        way = "folded" if own["is_folded"] else "nodes"
+        speed = ", ".join("{median:.2f} ({least:.2f} to {most:.2f})".format(**value) for value in own["speed"].values())
+        rows.append(
+            [
+                f"{own['backbone']}, {own['kind']}",
+                way,
+                f"{own['bytes'] / 1e6:,.0f}",
+                f"{max(own['largest_difference'].values()):.0e}",
+                speed,
+            ]
+        )
+    return lines(
+        ["MSRN", "attention", "MB", "largest difference of a probability", "times as fast as PyTorch at batch 1, 3, 8"],
+        rows,
+    )
+
+
 # Page and marker of every table.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
@@ -420,6 +465,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "annotation-errors": ("docs/evaluation.md", annotation_errors),
     "pointing": ("docs/explain.md", pointing),
     "explain-time": ("docs/explain.md", explain_time),
+    **({"tagging": ("docs/tagging.md", tagging)} if (RESULTS / "tagging.json").exists() else {}),
+    **({"export": ("docs/export.md", export)} if (RESULTS / "export.json").exists() else {}),
     "training-memory": ("docs/memory.md", memory),
     "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ from typing import Any
 import torch
 
 import msrn
+from msrn.bulk import cluster, local
+from msrn.bulk.local import Row
 from msrn.bulk.parts import Listing, Parts
-from msrn.bulk.reader import read_batches
-from msrn.bulk.sources import STANDARD_INPUT, ImageRef, check_sources, find_images
+from msrn.bulk.sources import STANDARD_INPUT, check_sources, find_images
 from msrn.bulk.writers import FORMATS, About, find_format, write_errors
 from msrn.errors import MSRNError
 from msrn.files import check_can_write
 from msrn.predict import Predictor
+
+ENGINES = ("local", "ray")
 
 # A part ends with whichever comes first; a kill costs the work since the last one.
 PART_SIZE = 8192
@@ -40,10 +45,10 @@ class BulkResult:
         seconds: Taken this time.
     """
 
-    out: Path
+    out: Path | str
     num_images: int
     num_unreadable: int
-    errors_file: Path | None
+    errors_file: Path | str | None
     num_resumed: int
     seconds: float
 
@@ -60,6 +65,7 @@ def tag_images(
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
     path_column: str | None = None,
+    engine: str = "local",
     restart: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -79,9 +85,10 @@ def tag_images(
         top_k: Keep at most this many labels.
         batch_size: Images a pass.
         num_workers: Processes that read images; by default as many as there are processors, at most 8, and half of them where the
-            model runs on the processor too.
+            model runs on the processor too. On Ray, processes that read and predict.
         part_size: Most images a part; a part also ends after 30 seconds.
         path_column: Of tables.
+        engine: "local", or "ray" for Ray Data on this machine or the cluster of RAY_ADDRESS.
         restart: Begin anew where an unfinished job lies.
         overwrite: Replace an `out` that exists.
         on_progress: Called after each batch with the images done and those of them that could not be read.
@@ -92,6 +99,29 @@ def tag_images(
         SourceNotFoundError, EmptySplitError, DataError: See `find_images`.
     """
     start = time.monotonic()
+    if engine not in ENGINES:
+        raise MSRNError(f"there is no engine '{engine}'. Choose one of {', '.join(ENGINES)}.")
+    if "://" in str(out):
+        return _tag_to_remote(
+            str(out),
+            partial(
+                tag_images,
+                predictor,
+                sources,
+                format=format,
+                threshold=threshold,
+                top_k=top_k,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                part_size=part_size,
+                path_column=path_column,
+                engine=engine,
+                restart=restart,
+                overwrite=True,
+                on_progress=on_progress,
+            ),
+            overwrite=overwrite,
+        )
     out = Path(out)
     kind = find_format(out, format)
     check_sources(sources)
@@ -119,18 +149,14 @@ def tag_images(
         refs = find_images(sources, path_column=path_column)
         listing = parts.skip(refs)
         num_resumed = listing.count
-        _predict(
-            predictor,
-            refs,
-            parts,
-            listing,
-            threshold=threshold,
-            top_k=top_k,
-            batch_size=batch_size,
-            num_workers=default_workers(predictor.device) if num_workers is None else num_workers,
-            part_size=part_size,
-            on_progress=on_progress,
-        )
+        if (first := next(refs, None)) is not None:
+            options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "batch_size": batch_size}
+            if engine == "local":
+                workers = default_workers(predictor.device) if num_workers is None else num_workers
+                batches = local.predict(predictor, chain([first], refs), num_workers=workers, **options)
+            else:
+                batches = cluster.predict(predictor, chain([first], refs), num_workers=num_workers, **options)
+            _predict(batches, parts, listing, part_size=part_size, on_progress=on_progress)
         num_unreadable = write_errors(parts.rows(), errors_file)
         FORMATS[kind](parts.rows(), out, about)
         parts.remove()
@@ -145,44 +171,23 @@ def tag_images(
 
 
 def _predict(
-    predictor: Predictor,
-    refs: Iterator[ImageRef],
+    batches: Generator[list[Row], None, None],
     parts: Parts,
     listing: Listing,
     *,
-    threshold: float | None,
-    top_k: int | None,
-    batch_size: int,
-    num_workers: int,
     part_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Predict what the parts do not hold yet, and write it to further parts."""
-    first = next(refs, None)
-    if first is None:
-        return
-    rows: list[dict[str, Any]] = []
+    """Write what an engine predicts to further parts."""
+    rows: list[Row] = []
     num_unreadable = sum("error" in row for row in parts.rows())
     written = time.monotonic()
-    batches = read_batches(
-        chain([first], refs), predictor.bundle.preprocessing, batch_size=batch_size, num_workers=num_workers
-    )
     try:
         with closing(batches):
-            for batch in batches:
-                probs = iter(predictor.probs(batch.images) if len(batch.images) else ())
-                done: list[dict[str, Any]] = []
-                for name, error in zip(batch.names, batch.errors, strict=True):
-                    if error is None:
-                        labels = predictor.rank(next(probs), threshold=threshold, top_k=top_k)
-                        own = [{"name": label.name, "probability": label.probability} for label in labels]
-                        done.append({"path": name, "labels": own})
-                    else:
-                        done.append({"path": name, "labels": [], "error": error})
-                        num_unreadable += 1
-                del batch, probs  # the workers' memory
+            for done in batches:
                 for row in done:
                     listing.add(row["path"])
+                    num_unreadable += "error" in row
                 rows += done
                 if len(rows) >= part_size or time.monotonic() - written >= _PART_SECONDS:
                     parts.write(rows, listing)
@@ -193,6 +198,33 @@ def _predict(
         # Also what was done before an error or Ctrl-C.
         if rows:
             parts.write(rows, listing)
+
+
+def _tag_to_remote(out: str, tag: Callable[[Path], BulkResult], *, overwrite: bool) -> BulkResult:
+    """Do the job on this machine, in the cache, and copy what it wrote to where fsspec finds it."""
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(out)
+        exists = files.exists(path)
+    except Exception as error:  # every file system has its own
+        raise MSRNError(f"{out} cannot be reached ({error}). Check the address, and install what it needs.") from error
+    if exists and not overwrite:
+        raise MSRNError(f"{out} exists; it is left alone. Give another --out, or --overwrite to replace it.")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msrn" / "jobs"
+    folder = cache / hashlib.sha256(out.encode()).hexdigest()[:16]
+    result = tag(folder / path.rstrip("/").rpartition("/")[2])
+    try:
+        for name in (result.errors_file, result.out):  # the results last: once they are there all is
+            if name is not None:
+                written = Path(name)
+                files.put(
+                    str(written), f"{path.rstrip('/').rpartition('/')[0]}/{written.name}", recursive=written.is_dir()
+                )
+    except Exception as error:
+        raise MSRNError(f"{out} cannot be written ({error}). The results lie in {result.out}.") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    return replace(result, out=out, errors_file=None if result.errors_file is None else f"{out}.errors.jsonl")
 
 
 def model_digest(predictor: Predictor) -> str:
@@ -218,4 +250,4 @@ def _check_sidecars(out: Path) -> None:
 
 
 def _absolute(source: str | Path) -> str:
-    return str(source) if str(source).startswith(("http://", "https://")) else os.path.abspath(source)  # noqa: PTH100
+    return str(source) if "://" in str(source) else os.path.abspath(source)  # noqa: PTH100

@@ -67,6 +67,41 @@ class WebImage(PackedImage):
         return True
 
 
+class RemoteImage(PackedImage):
+    """An image on a file system that fsspec knows (s3://, gs://, memory:// and others).
+
+    Args:
+        address: With its scheme.
+    """
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __fspath__(self) -> str:
+        return self.address
+
+    def read_bytes(self) -> bytes:
+        """The file's content.
+
+        Raises:
+            UnreadableImageError: It cannot be read.
+        """
+        import fsspec
+
+        try:
+            with fsspec.open(self.address, "rb") as file:
+                content: bytes = file.read()
+        except Exception as error:  # every file system has its own
+            raise UnreadableImageError(f"{self.address}: cannot be read ({error}). Check the address.") from error
+        return content
+
+    def is_file(self) -> bool:
+        """Whether it can be read is not known before."""
+        return True
+
+
 def find_images(
     sources: Sequence[str | Path], *, path_column: str | None = None, lines: Iterable[str] | None = None
 ) -> Iterator[ImageRef]:
@@ -77,8 +112,8 @@ def find_images(
 
     Args:
         sources: Folders, image files, globs (`photos/**/*.jpg`), tables with a column of paths (.csv, .tsv, .jsonl, .parquet;
-            relative paths start at the table's folder), tar archives, http(s) addresses, and `-` for names on standard input,
-            one a line.
+            relative paths start at the table's folder), tar archives, http(s) addresses, files, folders and globs of file systems
+            that fsspec knows (`s3://bucket/photos`), and `-` for names on standard input, one a line.
         path_column: The tables' column of paths; by default one of the usual names.
         lines: Read in place of standard input.
 
@@ -109,7 +144,7 @@ def check_sources(sources: Sequence[str | Path]) -> None:
     if not sources:
         raise EmptySplitError("expected at least one image, folder, table or archive, got none. Name what to read.")
     for source in map(str, sources):
-        if source != STANDARD_INPUT and not source.startswith(_SCHEMES) and not _is_there(source):
+        if source != STANDARD_INPUT and "://" not in source and not _is_there(source):
             raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
 
 
@@ -125,6 +160,9 @@ def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[st
         return
     if source.startswith(_SCHEMES):
         yield WebImage(source)
+        return
+    if "://" in source:
+        yield from _remote_images(source)
         return
     path = Path(source).expanduser()
     if not path.exists():
@@ -149,6 +187,28 @@ def _images_in(path: Path, path_column: str | None) -> Iterator[ImageRef]:
                 yield TarMember(path, entry.name, entry.offset, entry.size)
     else:
         yield path
+
+
+def _remote_images(source: str) -> Iterator[RemoteImage]:
+    """The images of a file, folder or glob on another file system, sorted by name."""
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(source)
+        list_files = files.glob if glob.has_magic(path) else files.find if files.isdir(path) else lambda name: [name]
+        found = list_files(path)
+        is_named = found == [path]
+        if is_named and not files.exists(path):
+            raise SourceNotFoundError(f"{source} does not exist. Check the address.")
+    except SourceNotFoundError:
+        raise
+    except Exception as error:  # every file system has its own
+        raise SourceNotFoundError(
+            f"{source} cannot be read ({error}). Check the address, and install what it needs (for s3://, s3fs)."
+        ) from error
+    for name in sorted(found):
+        if is_named or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+            yield RemoteImage(files.unstrip_protocol(name))
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
@@ -193,6 +253,8 @@ def _named(name: str, folder: Path | None = None) -> ImageRef:
     """What a line or a cell names."""
     if name.startswith(_SCHEMES):
         return WebImage(name)
+    if "://" in name:
+        return RemoteImage(name)
     path = Path(name).expanduser()
     if folder is not None and not path.is_absolute():
         path = folder / path

@@ -42,7 +42,7 @@ def predict(
         ),
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE",
             help="Write the labels to a .parquet, .csv or .jsonl file, or into a folder of XMP sidecars, for any number of images; "
@@ -77,6 +77,9 @@ def predict(
     path_column: Annotated[
         str | None, typer.Option(help="With --out: the tables' column of paths.", show_default=False)
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="With --out: local, or ray for Ray Data here or on the cluster of RAY_ADDRESS.")
+    ] = "local",
     device: Annotated[
         str | None,
         typer.Option(help="Where to run, such as cuda:1; by default a GPU if there is one.", show_default=False),
@@ -106,7 +109,11 @@ def predict(
     from msrn.predict import load
 
     given = {"--format": format, "--workers": workers, "--path-column": path_column}
-    given |= {"--restart": restart or None, "--overwrite": overwrite or None}
+    given |= {
+        "--engine": None if engine == "local" else engine,
+        "--restart": restart or None,
+        "--overwrite": overwrite or None,
+    }
     alone = [name for name, value in given.items() if value is not None]
     if out is None and alone:
         raise MSRNError(f"{alone[0]} is for writing to a file. Add --out, or leave it out.")
@@ -125,7 +132,7 @@ def predict(
     from msrn.bulk import find_format, tag_images
     from msrn.files import check_can_write, write_json
 
-    find_format(out, format)
+    find_format(Path(out), format)
     check_can_write("--json", json_file)
     predictor = load(bundle, device=device, bf16=bf16)
     with _Progress(console, sources, path_column) as progress:
@@ -140,6 +147,7 @@ def predict(
             num_workers=workers,
             part_size=part_size,
             path_column=path_column,
+            engine=engine,
             restart=restart,
             overwrite=overwrite,
             on_progress=progress.show,

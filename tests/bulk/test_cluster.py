@@ -1,0 +1,139 @@
+"""Ray Data against the engine on this machine, with a worker killed midway; and paths of other file systems."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import msrn
+from msrn.bulk import find_images, tag_images
+from msrn.data import read_image
+from msrn.errors import MSRNError, SourceNotFoundError
+from msrn.predict import Predictor
+
+# Ray warns of its own calls, and leaves its files to the end of the process.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_dir: Path) -> Predictor:
+    return msrn.load(bundle_dir)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    ours, theirs = rows_of(found), rows_of(expected)
+    assert [row["path"] for row in ours] == [row["path"] for row in theirs]
+    for own, other in zip(ours, theirs, strict=True):
+        assert {label["name"]: label["probability"] for label in own["labels"]} == pytest.approx(
+            {label["name"]: label["probability"] for label in other["labels"]}, abs=1e-4
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray", reason="needs msrn[ray]")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def workers() -> set[int]:
+    """Processes that run a network for Ray."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            name = status.read_bytes()
+        except OSError:
+            continue
+        if name.startswith(b"ray::") and b"MapWorker" in name:
+            found.add(int(status.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds Ray's workers in /proc, which is Linux's")
+def test_a_killed_worker_loses_nothing(cluster: None, predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    names = [path.read_bytes() for path in sorted(photos.glob("*.png"))]
+    for number in range(300):
+        (photos / f"more-{number:03d}.png").write_bytes(names[number % len(names)])
+    tag_images(predictor, [photos], tmp_path / "local.jsonl", num_workers=0)
+    killed: list[int] = []
+    seen: list[int] = []
+
+    def kill_one(done: int, _: int) -> None:
+        seen.append(done)
+        if done >= 20 and not killed:
+            killed.append(min(workers()))
+            os.kill(killed[0], signal.SIGKILL)
+        time.sleep(0.02)
+
+    result = tag_images(
+        predictor, [photos], tmp_path / "ray.jsonl", engine="ray", num_workers=2, batch_size=4, on_progress=kill_one
+    )
+    assert killed
+    assert seen[-1] == 313
+    assert (result.num_images, result.num_unreadable) == (312, 1)
+    assert_same(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_job_goes_on_from_one_engine_to_the_other(
+    cluster: None, predictor: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    def stop(done: int, _: int) -> None:
+        if done >= 6:
+            raise StoppedError
+
+    tag_images(predictor, [photos], tmp_path / "local.jsonl", num_workers=0)
+    with pytest.raises(StoppedError):
+        tag_images(
+            predictor, [photos], tmp_path / "ray.jsonl", num_workers=0, batch_size=3, part_size=3, on_progress=stop
+        )
+    result = tag_images(predictor, [photos], tmp_path / "ray.jsonl", engine="ray", num_workers=1)
+    assert result.num_resumed == 6
+    assert_same(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
+
+
+def test_other_file_systems(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(photos), "/bucket/photos", recursive=True)
+    found = [str(image) for image in find_images(["memory://bucket/photos"])]
+    assert len(found) == 13
+    assert found == sorted(found)
+    assert len(list(find_images(["memory://bucket/photos/*.png"]))) == len(list(photos.glob("*.png")))
+    (image,) = find_images(["memory://bucket/photos/02.png"])
+    assert read_image(image).tobytes() == read_image(photos / "02.png").tobytes()
+
+    result = tag_images(predictor, ["memory://bucket/photos"], "memory://bucket/tags.jsonl", num_workers=0)
+    assert (str(result.out), result.num_images, result.num_unreadable) == ("memory://bucket/tags.jsonl", 12, 1)
+    lines = memory.cat("/bucket/tags.jsonl").decode().splitlines()
+    assert [json.loads(line)["path"] for line in lines] == [name for name in found if "damaged" not in name]
+    assert "damaged.jpg" in memory.cat("/bucket/tags.jsonl.errors.jsonl").decode()
+    assert not any((tmp_path / "cache" / "msrn" / "jobs").iterdir())
+    with pytest.raises(MSRNError, match=r"memory://bucket/tags\.jsonl exists; it is left alone"):
+        tag_images(predictor, ["memory://bucket/photos"], "memory://bucket/tags.jsonl", num_workers=0)
+    with pytest.raises(SourceNotFoundError, match=r"memory://bucket/none\.png does not exist"):
+        list(find_images(["memory://bucket/none.png"]))
+    with pytest.raises(SourceNotFoundError, match="cannot be read"):
+        list(find_images(["nosuch://bucket"]))
+
+
+def test_engines_are_known(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(MSRNError, match=r"there is no engine 'spark'\. Choose one of local, ray"):
+        tag_images(predictor, [photos], tmp_path / "a.csv", engine="spark")
