@@ -53,7 +53,7 @@ def upload(
     from huggingface_hub import HfApi
 
     api = HfApi()
-    api.create_repo(name, private=private, exist_ok=True)
+    api.create_repo(name, private=private or None, exist_ok=True)  # None leaves it to the owner's default
     if revision is not None:
         api.create_branch(name, branch=revision, exist_ok=True)
     done = api.upload_folder(

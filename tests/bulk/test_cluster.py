@@ -105,6 +105,40 @@ def test_a_job_goes_on_from_one_engine_to_the_other(
     assert_same(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
 
 
+def test_relative_paths(
+    cluster: None, predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)  # not where the workers are
+    result = tag_images(predictor, ["b"], tmp_path / "ray.jsonl", engine="ray", num_workers=1)
+    assert (result.num_images, result.num_unreadable) == (4, 0)
+    assert rows_of(tmp_path / "ray.jsonl")[0]["path"] == "b/00.png"
+
+
+def test_an_upload_that_failed_is_tried_again(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the line is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "put_file", fail)
+        with pytest.raises(MSRNError, match=r"cannot be written \(the line is down\)\. The same command tries again"):
+            tag_images(predictor, [photos], "memory://second/tags.csv", num_workers=0)
+    result = tag_images(predictor, [photos], "memory://second/tags.csv", num_workers=0)
+    assert (result.num_resumed, result.num_images) == (13, 12)
+    for _ in range(2):  # a folder is replaced, not nested
+        tag_images(predictor, [photos], "memory://second/side", num_workers=0, overwrite=True)
+        import fsspec
+
+        found = fsspec.filesystem("memory").find("/second/side")
+        assert len(found) == 12
+        assert all("/side/side" not in name for name in found)
+
+
 def test_other_file_systems(
     predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 import msrn
 from msrn.bulk import FORMATS, tag_images
 from msrn.bulk.sources import find_images
+from msrn.bulk.writers import About, Writer
 from msrn.data import open_source
 from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError
 from msrn.predict import Predictor
@@ -133,6 +135,20 @@ def test_photo_programs_read_the_sidecars_keywords(predictor: Predictor, photos:
     assert set(keywords) == set(predictor.label_names)
 
 
+def test_odd_names_of_files_and_labels(tmp_path: Path) -> None:
+    names = ("tab\tand \x08 bell", "<&>")
+    long = f"{'x' * 245}é.png"
+    rows = [{"path": f"/a/../b/{long}", "labels": [{"name": name, "probability": 0.5} for name in names]}]
+    FORMATS["xmp"].write(rows, tmp_path / "side", About(names, "m"))
+    (sidecar,) = (tmp_path / "side" / "b").iterdir()
+    assert len(sidecar.name.encode()) <= 255
+    items = ET.fromstring(sidecar.read_bytes()).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li")
+    assert [item.text for item in items] == ["tab\tand  bell", "<&>"]
+    about = About(("a|b",), "m")
+    with pytest.raises(MSRNError, match=r"the label 'a\|b' has a '\|' in it"):
+        FORMATS["csv"].check(about, tmp_path / "t.csv", [])
+
+
 class StoppedError(Exception):
     pass
 
@@ -157,6 +173,60 @@ def test_a_stopped_job_goes_on(predictor: Predictor, photos: Path, tmp_path: Pat
     assert result.num_resumed == 8
     assert_same(read_jsonl(out), expected_rows(predictor, photos))
     assert not (tmp_path / "tags.jsonl.parts").exists()
+
+
+@pytest.mark.parametrize("moment", range(2, 60, 3))
+def test_an_interrupt_between_any_two_steps_loses_and_doubles_nothing(
+    predictor: Predictor, photos: Path, tmp_path: Path, moment: int
+) -> None:
+    """Ctrl-C, at each of the lines that handle parts."""
+    out = tmp_path / "tags.jsonl"
+    lines = 0
+
+    def count(frame: Any, event: str, _: Any) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename.endswith(("bulk/parts.py", "bulk/job.py")) and frame.f_code.co_name in (
+            "add",
+            "flush",
+            "_predict",
+        ):
+            lines += event == "line"
+            if lines == 3 * moment:
+                lines += 1
+                raise KeyboardInterrupt
+            return count
+        return None
+
+    options: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "part_size": 3}
+    sys.settrace(count)
+    try:
+        tag_images(predictor, [photos], out, **options)
+    except KeyboardInterrupt:
+        sys.settrace(None)
+        assert not out.exists()
+        tag_images(predictor, [photos], out, **options)
+    finally:
+        sys.settrace(None)
+    assert_same(read_jsonl(out), expected_rows(predictor, photos))
+
+
+def test_a_job_that_could_not_write_its_file_has_only_to_write_it(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tags.jsonl"
+
+    def fail(rows: Any, path: Path, about: Any) -> None:
+        (tmp_path / f".{path.name}.abcdefgh").write_text("half")  # as a kill would leave it
+        raise MSRNError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(FORMATS, "jsonl", Writer(fail))
+        with pytest.raises(MSRNError, match="no space"):
+            tag_images(predictor, [photos], out, num_workers=0)
+    result = tag_images(predictor, [photos], out, num_workers=0)
+    assert (result.num_resumed, result.num_images) == (13, 12)
+    assert_same(read_jsonl(out), expected_rows(predictor, photos))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_another_job_is_not_mixed_in(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
@@ -209,6 +279,16 @@ def test_nothing_of_others_is_lost(predictor: Predictor, photos: Path, tmp_path:
         tag_images(predictor, [photos / "02.png"], photos / "b", format="xmp", overwrite=True)
     assert len(list((photos / "b").iterdir())) == 4
     (photos / "list.csv").write_text("path\n02.png\n")
+    parts = tmp_path / "mine.csv.parts"
+    parts.mkdir()
+    (parts / "notes.jsonl").write_text("mine")
+    for restart in (False, True):
+        with pytest.raises(MSRNError, match=r"holds other things \(notes\.jsonl\); it is left alone"):
+            tag_images(predictor, [photos / "02.png"], tmp_path / "mine.csv", num_workers=0, restart=restart)
+    assert (parts / "notes.jsonl").read_text() == "mine"
+    (tmp_path / "new.csv.errors.jsonl").write_text("mine")
+    with pytest.raises(MSRNError, match=r"new\.csv\.errors\.jsonl exists; it is left alone"):
+        tag_images(predictor, [photos / "02.png"], tmp_path / "new.csv", num_workers=0)
     with pytest.raises(MSRNError, match="is one of the sources"):
         tag_images(predictor, [photos / "list.csv"], photos / "list.csv", overwrite=True)
     assert (photos / "list.csv").read_text() == "path\n02.png\n"
@@ -219,9 +299,18 @@ def test_problems_are_said_before_the_work(predictor: Predictor, photos: Path, t
         tag_images(predictor, [photos], tmp_path / "tags.txt")
     with pytest.raises(MSRNError, match=r"there is no format 'cvs'\. Choose one of parquet, csv"):
         tag_images(predictor, [photos], tmp_path / "tags", format="cvs")
+    with pytest.raises(MSRNError, match="has no name"):
+        tag_images(predictor, [photos], Path())
+    with pytest.raises(ValueError, match="batch_size is too small"):
+        tag_images(predictor, [photos], tmp_path / "tags.csv", batch_size=0)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        tag_images(predictor, [photos], tmp_path / "tags.csv", threshold=2.0)
+    with pytest.raises(MSRNError, match=r"annotation tools open no images in .*a\.tar"):
+        tag_images(predictor, ["a.tar"], tmp_path / "tags.json", format="fiftyone")
     with pytest.raises(SourceNotFoundError):
         tag_images(predictor, [tmp_path / "none"], tmp_path / "tags.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(EmptySplitError):
-        tag_images(predictor, [tmp_path / "empty"], tmp_path / "tags.csv", num_workers=0)
+        tag_images(predictor, [photos, tmp_path / "empty"], tmp_path / "tags.csv", num_workers=0)
+    assert not (tmp_path / "tags.csv.parts").exists()
     assert set(FORMATS) == {"parquet", "csv", "jsonl", "xmp", "label-studio", "fiftyone"}

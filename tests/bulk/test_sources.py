@@ -48,6 +48,38 @@ def test_a_tree_gives_what_list_images_gives(tmp_path_factory: pytest.TempPathFa
         assert sorted(names(folder)) == expected
 
 
+def test_a_file_of_several_sources_comes_once(photos: Path) -> None:
+    everything = names(photos)
+    assert names(photos, photos / "02.png", f"{photos}/*.png", photos / "b") == everything
+    assert sorted(names(photos / "02.png", photos)) == sorted(everything)
+    (photos / "loop").symlink_to(photos, target_is_directory=True)
+    assert names(photos) == everything
+    assert names(f"{photos}/**/*.png") == sorted(path for path in everything if path.endswith(".png"))
+
+
+def test_names_that_look_like_something_else(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    Path("~foo.png").write_bytes(Path("02.png").read_bytes())
+    Path("[1].png").write_bytes(Path("02.png").read_bytes())
+    assert names("~foo.png", "[1].png") == ["~foo.png", "[1].png"]
+    assert names("-", lines=["~foo.png\n"]) == ["~foo.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_unreadable_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = {str(image): image for image in find_images([photos])}
+    assert len(found) == 13 - 4 + 1
+    with pytest.raises(UnreadableImageError, match=r"b: the folder cannot be listed \(Permission denied\)"):
+        read_image(found[str(photos / "b")])
+
+
 def test_tables(photos: Path) -> None:
     table = photos / "list.csv"
     table.write_text("name;File\nx;02.png\ny;b/00.png\n")
@@ -114,4 +146,6 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         names(tmp_path)
     with pytest.raises(EmptySplitError, match="standard input holds no images"):
         names("-", lines=[])
-    check_sources(["-", "https://example.org/a.jpg", os.fspath(tmp_path)])
+    with pytest.raises(EmptySplitError, match="holds no images"):
+        check_sources([os.fspath(tmp_path)])
+    check_sources(["-", "https://example.org/a.jpg"])

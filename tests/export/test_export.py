@@ -160,6 +160,16 @@ def test_the_loader_needs_no_pytorch(exported: Callable[..., Path], tmp_path: Pa
     assert done.stdout.strip() == "6"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_precisions_of_msrn(label_graph: LabelGraph, tmp_path: Path, precision: str) -> None:
+    torch.manual_seed(0)
+    bundle = Bundle(build_msrn(label_graph, dim=8, **TINY), label_graph, {"name": "msrn"}, Preprocessing((128, 160)))
+    images = prepared(bundle.preprocessing, 8)
+    found = export_model(bundle, tmp_path / "small.onnx", images, precision=precision)
+    difference = OnnxPredictor(found.path).probs(images.numpy()) - Predictor(bundle, device="cpu").probs(images).numpy()
+    assert 0 < np.abs(difference).max() < 0.05
+
+
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.05), ("int8", 0.5)])
 def test_smaller_precisions(label_graph: LabelGraph, tmp_path: Path, precision: str, share: float) -> None:
     torch.manual_seed(0)
@@ -218,8 +228,11 @@ def test_check_names_what_changed(build: Callable[..., Bundle], exported: Callab
     assert found.largest_difference > 0.5
     assert len(found.changed) > 5
     assert all((own.original >= 0.5) != (own.exported >= 0.5) for own in found.changed)
-    with pytest.raises(UnreadableImageError):
+    with pytest.raises(UnreadableImageError, match="none of 1 images can be read"):
         check_export(exported(), predictor, [tmp_path / "none.png"])
+    found = check_export(exported(), predictor, [*paths, tmp_path / "none.png"], batch_size=3)
+    assert found.num_images == 5
+    assert "none.png: no such file" in found.unreadable[0]
 
 
 def test_files_of_others_are_refused(tmp_path: Path, exported: Callable[..., Path]) -> None:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Generator, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from msrn.bulk.local import Row, to_rows
 from msrn.bulk.sources import ImageRef
 from msrn.data.images import read_image
+from msrn.data.packed import TarMember
 from msrn.errors import MissingDependencyError, MSRNError, UnreadableImageError
 from msrn.predict import Predictor
 
@@ -42,8 +44,8 @@ class _Tagger:
         tensors: list[Tensor] = []
         names: list[str] = []
         errors: list[str | None] = []
+        names += map(str, batch["name"])
         for ref in batch["ref"]:
-            names.append(str(ref))
             try:
                 tensors.append(self.predictor.bundle.preprocessing(read_image(ref)))
             except UnreadableImageError as error:
@@ -113,6 +115,15 @@ def predict(
                 ray.shutdown()
 
 
+def _absolute(ref: ImageRef) -> ImageRef:
+    """A reference that holds in another folder, where workers run."""
+    if isinstance(ref, Path):
+        return ref.absolute()
+    if isinstance(ref, TarMember):
+        return TarMember(ref.archive.absolute(), ref.member, ref.offset, ref.size)
+    return ref
+
+
 def _stream(
     predictor: Predictor,
     refs: Iterator[ImageRef],
@@ -133,7 +144,10 @@ def _stream(
     count = num_workers or num_gpus or max(1, int(resources.get("CPU", 1)))
     bundle = ray.put(predictor.bundle)
     while chunk := list(islice(refs, _ROUND)):
-        dataset = ray.data.from_items([{"ref": ref} for ref in chunk], override_num_blocks=-(-len(chunk) // batch_size))
+        dataset = ray.data.from_items(
+            [{"ref": _absolute(ref), "name": str(ref)} for ref in chunk],
+            override_num_blocks=-(-len(chunk) // batch_size),
+        )
         tagged = dataset.map_batches(
             _Tagger,
             fn_constructor_args=(bundle,),

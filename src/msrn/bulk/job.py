@@ -7,8 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 import msrn
 from msrn.bulk import cluster, local
 from msrn.bulk.local import Row
-from msrn.bulk.parts import Listing, Parts
+from msrn.bulk.parts import Parts
 from msrn.bulk.sources import STANDARD_INPUT, check_sources, find_images
 from msrn.bulk.writers import FORMATS, About, find_format, write_errors
 from msrn.errors import MSRNError
-from msrn.files import check_can_write
+from msrn.files import check_can_write, remove_leftovers
 from msrn.predict import Predictor
 
 ENGINES = ("local", "ray")
@@ -101,54 +100,50 @@ def tag_images(
     start = time.monotonic()
     if engine not in ENGINES:
         raise MSRNError(f"there is no engine '{engine}'. Choose one of {', '.join(ENGINES)}.")
-    if "://" in str(out):
-        return _tag_to_remote(
-            str(out),
-            partial(
-                tag_images,
-                predictor,
-                sources,
-                format=format,
-                threshold=threshold,
-                top_k=top_k,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                part_size=part_size,
-                path_column=path_column,
-                engine=engine,
-                restart=restart,
-                overwrite=True,
-                on_progress=on_progress,
-            ),
-            overwrite=overwrite,
-        )
-    out = Path(out)
-    kind = find_format(out, format)
-    check_sources(sources)
-    parts_folder = out.with_name(f"{out.name}.parts")
-    errors_file = out.with_name(f"{out.name}.errors.jsonl")
-    if out.exists() and not overwrite and not parts_folder.exists():
-        raise MSRNError(f"{out} exists; it is left alone. Give another --out, or --overwrite to replace it.")
-    if kind == "xmp":
-        _check_sidecars(out)
-    else:
-        check_can_write("--out", out)
-    if _absolute(out) in map(_absolute, sources):
-        raise MSRNError(f"--out {out} is one of the sources. Give another name.")
+    for name, number in (("batch_size", batch_size), ("part_size", part_size), ("num_workers", 1 + (num_workers or 0))):
+        if number < 1:
+            raise ValueError(f"{name} is too small, got {number}.")
+    predictor.least(threshold, top_k)
+    remote = _Remote.at(str(out)) if "://" in str(out) else None
+    local_out = Path(out) if remote is None else remote.local
+    if not local_out.name:
+        raise MSRNError(f"--out {out} has no name. Give that of a file, or of a new folder for sidecars.")
+    kind = find_format(local_out, format)
+    writer = FORMATS[kind]
     digest = model_digest(predictor)
+    about = About(predictor.label_names, f"msrn {msrn.__version__}, model {digest[:12]}")
+    writer.check(about, local_out, [str(source) for source in sources])
+    if _absolute(local_out) in map(_absolute, sources):
+        raise MSRNError(f"--out {out} is one of the sources. Give another name.")
+    check_sources(sources, path_column=path_column)
+    parts_folder = local_out.with_name(f"{local_out.name}.parts")
+    errors_file = local_out.with_name(f"{local_out.name}.errors.jsonl")
+    if not overwrite and not parts_folder.exists():
+        existing = (
+            [str(path) for path in (local_out, errors_file) if path.exists()] if remote is None else remote.existing()
+        )
+        if existing:
+            raise MSRNError(
+                f"{existing[0]} exists; it is left alone. Give another --out, or --overwrite to replace it."
+            )
+    if kind == "xmp":
+        _check_sidecars(local_out)
+    else:
+        check_can_write("--out", local_out)
     job = {
         "model": digest,
+        "bf16": predictor.bf16,
         "sources": [str(source) if str(source) == STANDARD_INPUT else _absolute(source) for source in sources],
         "path_column": path_column,
         "threshold": threshold,
         "top_k": top_k,
         "version": msrn.__version__,
     }
-    about = About(predictor.label_names, f"msrn {msrn.__version__}, model {digest[:12]}")
     with Parts(parts_folder, job, restart=restart) as parts:
+        remove_leftovers(local_out.parent, local_out.name, errors_file.name)  # of a kill while these were written
         refs = find_images(sources, path_column=path_column)
-        listing = parts.skip(refs)
-        num_resumed = listing.count
+        parts.skip(refs)
+        num_resumed = parts.num_images
         if (first := next(refs, None)) is not None:
             options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "batch_size": batch_size}
             if engine == "local":
@@ -156,75 +151,110 @@ def tag_images(
                 batches = local.predict(predictor, chain([first], refs), num_workers=workers, **options)
             else:
                 batches = cluster.predict(predictor, chain([first], refs), num_workers=num_workers, **options)
-            _predict(batches, parts, listing, part_size=part_size, on_progress=on_progress)
+            _predict(batches, parts, part_size=part_size, on_progress=on_progress)
+        num_rows = sum(1 for _ in parts.rows())
+        if num_rows != parts.num_images:
+            raise MSRNError(
+                f"{parts_folder} holds {num_rows} rows of {parts.num_images} images. Add --restart to begin anew, and report this."
+            )
         num_unreadable = write_errors(parts.rows(), errors_file)
-        FORMATS[kind](parts.rows(), out, about)
+        writer.write(parts.rows(), local_out, about)
+        if remote is not None:
+            remote.put([errors_file, local_out] if num_unreadable else [local_out])
         parts.remove()
-    return BulkResult(
-        out,
-        listing.count - num_unreadable,
-        num_unreadable,
-        errors_file if num_unreadable else None,
-        num_resumed,
-        time.monotonic() - start,
-    )
+    num_images = num_rows - num_unreadable
+    if remote is None:
+        listed: Path | str | None = errors_file if num_unreadable else None
+        return BulkResult(local_out, num_images, num_unreadable, listed, num_resumed, time.monotonic() - start)
+    shutil.rmtree(local_out.parent, ignore_errors=True)
+    listed = f"{out}.errors.jsonl" if num_unreadable else None
+    return BulkResult(str(out), num_images, num_unreadable, listed, num_resumed, time.monotonic() - start)
 
 
 def _predict(
     batches: Generator[list[Row], None, None],
     parts: Parts,
-    listing: Listing,
     *,
     part_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write what an engine predicts to further parts."""
-    rows: list[Row] = []
     num_unreadable = sum("error" in row for row in parts.rows())
     written = time.monotonic()
     try:
         with closing(batches):
-            for done in batches:
-                for row in done:
-                    listing.add(row["path"])
-                    num_unreadable += "error" in row
-                rows += done
-                if len(rows) >= part_size or time.monotonic() - written >= _PART_SECONDS:
-                    parts.write(rows, listing)
-                    rows, written = [], time.monotonic()
+            for rows in batches:
+                parts.add(rows)
+                num_unreadable += sum("error" in row for row in rows)
+                if parts.num_pending >= part_size or time.monotonic() - written >= _PART_SECONDS:
+                    parts.flush()
+                    written = time.monotonic()
                 if on_progress is not None:
-                    on_progress(listing.count, num_unreadable)
+                    on_progress(parts.num_images + parts.num_pending, num_unreadable)
     finally:
-        # Also what was done before an error or Ctrl-C.
-        if rows:
-            parts.write(rows, listing)
+        parts.flush()  # also what was done before an error or Ctrl-C
 
 
-def _tag_to_remote(out: str, tag: Callable[[Path], BulkResult], *, overwrite: bool) -> BulkResult:
-    """Do the job on this machine, in the cache, and copy what it wrote to where fsspec finds it."""
-    import fsspec
+@dataclass(frozen=True)
+class _Remote:
+    """Where fsspec finds a file or folder. The job works on this machine, in the cache, and copies what it wrote at the end."""
 
-    try:
-        files, path = fsspec.core.url_to_fs(out)
-        exists = files.exists(path)
-    except Exception as error:  # every file system has its own
-        raise MSRNError(f"{out} cannot be reached ({error}). Check the address, and install what it needs.") from error
-    if exists and not overwrite:
-        raise MSRNError(f"{out} exists; it is left alone. Give another --out, or --overwrite to replace it.")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msrn" / "jobs"
-    folder = cache / hashlib.sha256(out.encode()).hexdigest()[:16]
-    result = tag(folder / path.rstrip("/").rpartition("/")[2])
-    try:
-        for name in (result.errors_file, result.out):  # the results last: once they are there all is
-            if name is not None:
-                written = Path(name)
-                files.put(
-                    str(written), f"{path.rstrip('/').rpartition('/')[0]}/{written.name}", recursive=written.is_dir()
-                )
-    except Exception as error:
-        raise MSRNError(f"{out} cannot be written ({error}). The results lie in {result.out}.") from error
-    shutil.rmtree(folder, ignore_errors=True)
-    return replace(result, out=out, errors_file=None if result.errors_file is None else f"{out}.errors.jsonl")
+    address: str
+    files: Any
+    path: str
+    local: Path
+
+    @classmethod
+    def at(cls, address: str) -> "_Remote":
+        """Where an address leads; tries to write there.
+
+        Raises:
+            MSRNError: It cannot be reached or written.
+        """
+        import fsspec
+
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msrn" / "jobs"
+        try:
+            files, path = fsspec.core.url_to_fs(address)
+            path = path.rstrip("/")
+            folder, _, name = path.rpartition("/")
+            files.makedirs(folder or "/", exist_ok=True)
+            files.pipe_file(f"{path}.trial", b"")
+            files.rm_file(f"{path}.trial")
+        except Exception as error:  # every file system has its own
+            raise MSRNError(
+                f"{address} cannot be written ({error}). Check the address, and install what it needs."
+            ) from error
+        return cls(address, files, path, cache / hashlib.sha256(address.encode()).hexdigest()[:16] / name)
+
+    def existing(self) -> list[str]:
+        """What of the results is there already."""
+        return [self.address] if self.files.exists(self.path) else []
+
+    def put(self, written: Sequence[Path]) -> None:
+        """Copy files or folders beside each other, the last one last: to another name first.
+
+        Raises:
+            MSRNError: They cannot be written; the parts stay.
+        """
+        folder = self.path.rpartition("/")[0]
+        try:
+            for own in written:
+                place = f"{folder}/{own.name}"
+                half = f"{place}.uploading"
+                if self.files.exists(half):
+                    self.files.rm(half, recursive=True)
+                if own.is_dir():
+                    self.files.put(f"{own}/", f"{half}/", recursive=True)
+                else:
+                    self.files.put_file(str(own), half)
+                if self.files.exists(place):
+                    self.files.rm(place, recursive=True)
+                self.files.mv(half, place, recursive=own.is_dir())
+        except Exception as error:
+            raise MSRNError(
+                f"{self.address} cannot be written ({error}). The same command tries again; the results lie in {written[-1]}."
+            ) from error
 
 
 def model_digest(predictor: Predictor) -> str:

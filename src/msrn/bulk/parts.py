@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,24 @@ from msrn.files import is_utf8, write_json, write_text
 
 _JOB_FILE = "job.json"
 _LOCK_FILE = "lock"
-
-
-class Listing:
-    """What identifies a stream of images up to here: how many there were, and a digest of their names."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._digest = hashlib.sha256()
-
-    def add(self, name: str) -> None:
-        """Take one more name."""
-        self.count += 1
-        self._digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-
-    @property
-    def digest(self) -> str:
-        """Hexadecimal."""
-        return self._digest.hexdigest()
+_PARTS = "[0-9]" * 6 + ".jsonl"
 
 
 @dataclass(frozen=True)
 class _Part:
+    """A part, and what identifies the stream of images up to its end: how many there were, and a digest of their names."""
+
     path: Path
     count: int
     digest: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that changes, so that it changes at once: Ctrl-C may come between any two steps."""
+
+    parts: tuple[_Part, ...] = ()
+    pending: tuple[dict[str, Any], ...] = ()
 
 
 class Parts:
@@ -52,14 +46,15 @@ class Parts:
         restart: Remove what an earlier job left.
 
     Raises:
-        MSRNError: Another job left it unfinished, or is at work in it.
+        MSRNError: Another job left it unfinished, or is at work in it, or it holds other things.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], *, restart: bool = False) -> None:
         self.folder = folder
         self.job = job
         self.restart = restart
-        self._parts: list[_Part] = []
+        self._state = _State()
+        self._digest = hashlib.sha256()  # of the names in the parts
         self._lock = FileLock(folder / _LOCK_FILE)
 
     def __enter__(self) -> "Parts":
@@ -85,65 +80,89 @@ class Parts:
         self._lock.release()
 
     def _open(self) -> None:
+        job_file = self.folder / _JOB_FILE
+        own = self._own()
+        others = [path.name for path in self.folder.iterdir() if path not in own]
+        if others:
+            raise MSRNError(f"{self.folder} holds other things ({others[0]}); it is left alone. Give another --out.")
         if self.restart:
             self._empty()
-        job_file = self.folder / _JOB_FILE
         if not job_file.is_file():
             self._empty()
             write_json(job_file, self.job)
             return
         try:
             left = json.loads(job_file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            differing = [key for key in self.job if left.get(key) != self.job[key]]
+        except (ValueError, AttributeError) as error:
             raise MSRNError(f"{job_file} is damaged. Add --restart to begin anew.") from error
-        differing = [key for key in self.job if left.get(key) != self.job[key]]
         if differing:
             raise MSRNError(
                 f"{self.folder} holds an unfinished job with another {differing[0]}. Give what that job was given to go on with "
                 "it, another --out, or --restart to begin anew."
             )
-        for number in range(len(list(self.folder.glob("*.jsonl")))):
+        found = []
+        for number in range(len(list(self.folder.glob(_PARTS)))):
             path = self._path(number)
             try:
                 with path.open(encoding="utf-8") as file:
                     head = json.loads(file.readline())
-                self._parts.append(_Part(path, head["images"], head["listing"]))
+                found.append(_Part(path, int(head["images"]), str(head["listing"])))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise MSRNError(f"{path} is damaged or missing. Add --restart to begin anew.") from error
+        self._state = _State(tuple(found))
 
     @property
     def num_images(self) -> int:
         """Images in the parts that are there."""
-        return self._parts[-1].count if self._parts else 0
+        return self._state.parts[-1].count if self._state.parts else 0
 
-    def skip(self, names: Iterator[Any]) -> Listing:
-        """Take from a stream what the parts already hold, and return the listing so far.
+    @property
+    def num_pending(self) -> int:
+        """Rows that no part holds yet."""
+        return len(self._state.pending)
+
+    def skip(self, refs: Iterator[Any]) -> None:
+        """Take from a stream what the parts already hold.
 
         Raises:
             MSRNError: The stream begins with other images than those of the parts.
         """
-        listing = Listing()
-        for ref in names if self._parts else ():
-            listing.add(str(ref))
-            if listing.count == self.num_images:
-                break
-        if self._parts and (listing.count, listing.digest) != (self.num_images, self._parts[-1].digest):
+        if not self._state.parts:
+            return
+        count = 0
+        for ref in islice(refs, self.num_images):
+            self._digest.update(_named(str(ref)))
+            count += 1
+        if (count, self._digest.hexdigest()) != (self.num_images, self._state.parts[-1].digest):
             raise MSRNError(
                 f"the images are no longer those that the unfinished job in {self.folder} began with: files came, went or were "
                 "renamed. Add --restart to begin anew."
             )
-        return listing
 
-    def write(self, rows: Iterable[dict[str, Any]], listing: Listing) -> None:
-        """Add a part: the rows of all images of the listing that no part holds yet."""
-        head = {"images": listing.count, "listing": listing.digest}
-        path = self._path(len(self._parts))
-        write_text(path, "".join(f"{_json(row)}\n" for row in (head, *rows)))
-        self._parts.append(_Part(path, listing.count, listing.digest))
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take the rows of the images that come next; `flush` writes them."""
+        self._state = replace(self._state, pending=(*self._state.pending, *rows))
+
+    def flush(self) -> None:
+        """Write the rows that were added since the last time to a part; without any nothing happens.
+
+        Interrupted at any point and called again it writes the same part.
+        """
+        parts, pending = self._state.parts, self._state.pending
+        if not pending:
+            return
+        digest = self._digest.copy()
+        for row in pending:
+            digest.update(_named(row["path"]))
+        part = _Part(self._path(len(parts)), self.num_images + len(pending), digest.hexdigest())
+        head = {"images": part.count, "listing": part.digest}
+        write_text(part.path, "".join(f"{_json(row)}\n" for row in (head, *pending)))
+        self._digest, self._state = digest, _State((*parts, part))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows of all parts, in order, one at a time."""
-        for part in self._parts:
+        for part in self._state.parts:
             with part.path.open(encoding="utf-8", errors="surrogateescape") as file:
                 file.readline()
                 yield from map(json.loads, file)
@@ -156,15 +175,24 @@ class Parts:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
+    def _own(self) -> list[Path]:
+        """What a job makes here, the job itself last: without parts it is a job that has just begun."""
+        parts = sorted(self.folder.glob(_PARTS), reverse=True)
+        halves = [path for name in (_PARTS, _JOB_FILE) for path in self.folder.glob(f".{name}.????????")]
+        return [*parts, *halves, self.folder / _LOCK_FILE, self.folder / _JOB_FILE]
+
     def _empty(self) -> None:
-        # The job last: without parts it is a job that has just begun.
-        for path in (*sorted(self.folder.glob("*.jsonl"), reverse=True), *self.folder.glob(".*.jsonl.????????")):
-            path.unlink()
-        (self.folder / _JOB_FILE).unlink(missing_ok=True)
-        self._parts = []
+        for path in self._own():
+            if path.name != _LOCK_FILE:
+                path.unlink(missing_ok=True)
+        self._state, self._digest = _State(), hashlib.sha256()
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
+
+
+def _named(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape") + b"\0"
 
 
 def _json(row: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """What to tag: folders, globs, tables, tar shards, lists of names and web addresses, as one stream of images in a fixed order."""
 
 import glob
+import io
 import os
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -102,13 +104,45 @@ class RemoteImage(PackedImage):
         return True
 
 
+class ClosedFolder(PackedImage):
+    """A folder that could not be listed: it takes the place of its images, and reads as an error.
+
+    Args:
+        folder: The folder.
+        reason: Why.
+    """
+
+    __slots__ = ("folder", "reason")
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.folder = folder
+        self.reason = reason
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def read_bytes(self) -> bytes:
+        """Nothing.
+
+        Raises:
+            UnreadableImageError: Always.
+        """
+        raise UnreadableImageError(
+            f"{self.folder}: the folder cannot be listed ({self.reason}), so its images are missing. Change its permissions."
+        )
+
+    def is_file(self) -> bool:
+        """It is none."""
+        return False
+
+
 def find_images(
     sources: Sequence[str | Path], *, path_column: str | None = None, lines: Iterable[str] | None = None
 ) -> Iterator[ImageRef]:
     """The images of all sources, one by one, in an order that depends on names alone.
 
-    Only the names of one folder are held at a time. Hidden files and folders are passed over; a file that is named itself is kept
-    whatever its suffix.
+    Only the names of one folder, or of one glob, are held at a time. Hidden files and folders and links to folders are passed over;
+    a file that is named itself is kept whatever its suffix. A file of several folders, globs and names comes once.
 
     Args:
         sources: Folders, image files, globs (`photos/**/*.jpg`), tables with a column of paths (.csv, .tsv, .jsonl, .parquet;
@@ -122,34 +156,44 @@ def find_images(
         EmptySplitError: A source holds no images.
         DataError: A table or archive cannot be read.
     """
-    for source in sources:
+    folders: list[str] = []  # that were walked
+    seen: set[str] = set()  # what globs and names gave
+    for number, source in enumerate(map(str, sources)):
+        is_list = source == STANDARD_INPUT or "://" in source or Path(source).suffix.lower() in (*SUFFIXES, ".tar")
         is_empty = True
-        for image in _images_of(str(source), path_column, sys.stdin if lines is None else lines):
+        for image in _images_of(source, path_column, _standard_input() if lines is None else lines):
             is_empty = False
+            if not is_list and len(sources) > 1:
+                place = os.path.abspath(image)  # noqa: PTH100
+                if place in seen or any(place.startswith(folder) for folder in folders):
+                    continue
+                if number < len(sources) - 1 and not _is_folder(source):
+                    seen.add(place)
             yield image
         if is_empty:
             raise EmptySplitError(
-                f"{'standard input' if str(source) == STANDARD_INPUT else source} holds no images: expected files such as "
+                f"{'standard input' if source == STANDARD_INPUT else source} holds no images: expected files such as "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}. Name what to read."
             )
+        if not is_list and _is_folder(source):
+            folders.append(os.path.join(os.path.abspath(_expanded(source)), ""))  # noqa: PTH100, PTH118
 
 
-def check_sources(sources: Sequence[str | Path]) -> None:
-    """Refuse sources that do not exist, before any work is done.
+def check_sources(sources: Sequence[str | Path], *, path_column: str | None = None) -> None:
+    """Refuse sources that do not exist, hold no images or cannot be read, before any work is done.
+
+    Looks for the first image of each. What needs a network, and standard input, is left for later.
 
     Raises:
         SourceNotFoundError: A source does not exist.
-        EmptySplitError: No source was given.
+        EmptySplitError: No source was given, or one holds no images.
+        DataError: A table or archive cannot be read.
     """
     if not sources:
         raise EmptySplitError("expected at least one image, folder, table or archive, got none. Name what to read.")
     for source in map(str, sources):
-        if source != STANDARD_INPUT and "://" not in source and not _is_there(source):
-            raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
-
-
-def _is_there(source: str) -> bool:
-    return Path(source).expanduser().exists() or (_is_glob(source) and any(True for _ in _matches(source)))
+        if source != STANDARD_INPUT and "://" not in source:
+            next(find_images([source], path_column=path_column))
 
 
 def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[str]) -> Iterator[ImageRef]:
@@ -164,15 +208,15 @@ def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[st
     if "://" in source:
         yield from _remote_images(source)
         return
-    path = Path(source).expanduser()
-    if not path.exists():
-        if not _is_glob(source):
-            raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
-        for match in sorted(_matches(source)):
-            if Path(match).is_file():
-                yield from _images_in(Path(match), path_column)
+    path = _expanded(source)
+    if path.exists():
+        yield from _images_in(path, path_column)
         return
-    yield from _images_in(path, path_column)
+    matches = _matches(str(path)) if glob.has_magic(source) else []
+    if not matches:
+        raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
+    for match in matches:
+        yield from _images_in(match, path_column)
 
 
 def _images_in(path: Path, path_column: str | None) -> Iterator[ImageRef]:
@@ -211,10 +255,14 @@ def _remote_images(source: str) -> Iterator[RemoteImage]:
             yield RemoteImage(files.unstrip_protocol(name))
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def _images_below(folder: Path) -> Iterator[ImageRef]:
     """Files first, then folder by folder, each sorted by name."""
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        yield ClosedFolder(folder, error.strerror or str(error))
+        return
     visible = [(name, is_folder) for name, is_folder in found if not name.startswith(".")]
     for name, is_folder in visible:
         if not is_folder and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
@@ -255,16 +303,37 @@ def _named(name: str, folder: Path | None = None) -> ImageRef:
         return WebImage(name)
     if "://" in name:
         return RemoteImage(name)
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if folder is not None and not path.is_absolute():
         path = folder / path
     archive, suffix, member = str(path).partition(f".tar{os.sep}")
     return TarMember(Path(f"{archive}.tar"), member) if suffix and Path(f"{archive}.tar").is_file() else path
 
 
-def _is_glob(source: str) -> bool:
-    return glob.has_magic(source)
+def _expanded(name: str) -> Path:
+    """A path, with the user's own `~/`; other names may begin with a `~`."""
+    return Path(name).expanduser() if name == "~" or name.startswith("~/") else Path(name)
 
 
-def _matches(source: str) -> Iterator[str]:
-    return glob.iglob(os.path.expanduser(source), recursive=True)  # noqa: PTH111, PTH207
+def _is_folder(source: str) -> bool:
+    return _expanded(source).is_dir()
+
+
+def _standard_input() -> TextIO:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the names of some files are not UTF-8
+    return sys.stdin
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The files of a glob, sorted; like folders it follows no links to folders, which may lead in circles."""
+    start = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    is_linked: dict[Path, bool] = {start: False}
+
+    def lies_behind_link(folder: Path) -> bool:
+        if folder not in is_linked:
+            is_linked[folder] = folder.is_symlink() or (folder != folder.parent and lies_behind_link(folder.parent))
+        return is_linked[folder]
+
+    found = sorted(map(Path, glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+    return [path for path in found if path.is_file() and not lies_behind_link(path.parent)]

@@ -5,16 +5,18 @@ Every writer takes the rows one at a time and leaves its file whole or absent. A
 """
 
 import csv
+import hashlib
 import json
 import os
 import posixpath
+import re
 import urllib.parse
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msrn.data.records import import_parquet
 from msrn.errors import MSRNError
@@ -28,6 +30,8 @@ _XMP = "adobe:ns:meta/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
 _XMP_BASIC = "http://ns.adobe.com/xap/1.0/"
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MOST_NAME = 250  # bytes; file systems allow 255, with .xmp behind
 _PACKET_ID = "W5M0MpCehiHzreSzNTczkc9d"
 
 
@@ -67,12 +71,6 @@ def write_parquet(rows: Iterable[Row], out: Path, about: About) -> None:
 
 def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
     """Columns `path`, `labels` and `probabilities`, the last two with `|` between the values; a table that `msrn train` reads."""
-    awkward = [name for name in about.label_names if _SEPARATOR in name]
-    if awkward:
-        raise MSRNError(
-            f"the label '{awkward[0]}' has a '{_SEPARATOR}' in it, which a CSV file would split. Give a name that ends in "
-            ".parquet or .jsonl."
-        )
     with (
         replace_file(out) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -127,7 +125,7 @@ def write_label_studio(rows: Iterable[Row], out: Path, about: About) -> None:
 def write_fiftyone(rows: Iterable[Row], out: Path, about: About) -> None:
     """A labels file of a `FiftyOneImageClassificationDataset`, images by their absolute paths."""
     entries = (
-        f"{json.dumps(os.path.abspath(row['path']), ensure_ascii=False)}: "  # noqa: PTH100
+        f"{json.dumps(_absolute(row['path']), ensure_ascii=False)}: "
         + json.dumps(
             [{"label": label["name"], "confidence": label["probability"]} for label in row["labels"]],
             ensure_ascii=False,
@@ -171,15 +169,48 @@ def write_errors(rows: Iterable[Row], out: Path) -> int:
     return count
 
 
-Writer = Callable[[Iterable[Row], Path, About], None]
+def _check_parquet(about: About, out: Path, sources: Sequence[str]) -> None:
+    import_parquet(out)
+
+
+def _check_csv(about: About, out: Path, sources: Sequence[str]) -> None:
+    awkward = [name for name in about.label_names if _SEPARATOR in name]
+    if awkward:
+        raise MSRNError(
+            f"the label '{awkward[0]}' has a '{_SEPARATOR}' in it, which a CSV file would split. Give a name that ends in "
+            ".parquet or .jsonl."
+        )
+
+
+def _check_tool(about: About, out: Path, sources: Sequence[str]) -> None:
+    packed = [source for source in sources if source.endswith(".tar")]
+    if packed:
+        raise MSRNError(f"annotation tools open no images in {packed[0]}. Unpack it, or choose another format.")
+
+
+def _check_nothing(about: About, out: Path, sources: Sequence[str]) -> None:
+    pass
+
+
+class Writer(NamedTuple):
+    """A format.
+
+    Attributes:
+        write: Writes the rows.
+        check: Raises where it could not, before any work is done for it.
+    """
+
+    write: Callable[[Iterable[Row], Path, About], None]
+    check: Callable[[About, Path, Sequence[str]], None] = _check_nothing
+
 
 FORMATS: dict[str, Writer] = {
-    "parquet": write_parquet,
-    "csv": write_csv,
-    "jsonl": write_jsonl,
-    "xmp": write_sidecars,
-    "label-studio": write_label_studio,
-    "fiftyone": write_fiftyone,
+    "parquet": Writer(write_parquet, _check_parquet),
+    "csv": Writer(write_csv, _check_csv),
+    "jsonl": Writer(write_jsonl),
+    "xmp": Writer(write_sidecars),
+    "label-studio": Writer(write_label_studio, _check_tool),
+    "fiftyone": Writer(write_fiftyone, _check_tool),
 }
 _OF_SUFFIX = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": "xmp"}
 
@@ -220,17 +251,29 @@ def _text(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100
+
+
 def _local_file(path: str) -> str:
-    if path.startswith(("http://", "https://")):
+    if "://" in path:
         return path
-    absolute = os.path.abspath(path).lstrip("/")  # noqa: PTH100
+    absolute = _absolute(path).lstrip("/")
     return f"/data/local-files/?d={urllib.parse.quote(absolute, errors='surrogateescape')}"
 
 
 def _below(path: str) -> str:
     """Where an image's sidecar lies in the folder: by its path, without a way out of it."""
     parts = [part for part in posixpath.normpath(path.replace("://", "/").replace(os.sep, "/")).split("/") if part]
-    return "/".join("_" if part == ".." else part for part in parts)
+    return "/".join("_" if part == ".." else _short(part) for part in parts)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for an ending; of a longer one the beginning and a digest."""
+    data = name.encode("utf-8", "surrogateescape")
+    if len(data) <= _MOST_NAME:
+        return name
+    return data[: _MOST_NAME - 17].decode("utf-8", "ignore") + "-" + hashlib.sha256(data).hexdigest()[:16]
 
 
 def _sidecar(names: list[str], model: str) -> bytes:
@@ -245,7 +288,7 @@ def _sidecar(names: list[str], model: str) -> bytes:
     if names:
         bag = ET.SubElement(ET.SubElement(description, f"{{{_DC}}}subject"), f"{{{_RDF}}}Bag")
         for name in names:
-            ET.SubElement(bag, f"{{{_RDF}}}li").text = name
+            ET.SubElement(bag, f"{{{_RDF}}}li").text = _NOT_XML.sub("", name)
     ET.indent(root)
     begin = f'<?xpacket begin="\ufeff" id="{_PACKET_ID}"?>\n'
     return (begin + ET.tostring(root, encoding="unicode") + '\n<?xpacket end="w"?>\n').encode("utf-8")

@@ -72,8 +72,8 @@ def export(
     check_can_write("--out", out)
     check_can_write("--json", json_file)
     predictor = load(bundle, device="cpu")
-    paths = _spread(_calibration_images(predictor.bundle, bundle) if calibration is None else list_images(calibration))
-    chosen = paths[:_MOST_CALIBRATION]
+    paths = _calibration_images(predictor.bundle, bundle) if calibration is None else list_images(calibration)
+    chosen = _spread(paths, _MOST_CALIBRATION)
     images = torch.stack([predictor.bundle.preprocessing(read_image(path)) for path in chosen])
     console = make_console(json_file)
     with console.status("exporting"):
@@ -90,7 +90,7 @@ def export(
         lines.append(f"attention: {way}, fixed by {len(chosen)} calibration images")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    checked_paths = [Path(path) for path in (chosen if check is None else list_images(check)[:_MOST_CHECKED])]
+    checked_paths = [Path(path) for path in (chosen if check is None else _spread(list_images(check), _MOST_CHECKED))]
     with console.status("checking"):
         checked = check_export(out, predictor, checked_paths, batch_size=batch_size)
     for line in _check_lines(checked, precision):
@@ -132,10 +132,9 @@ def _calibration_images(bundle: "Bundle", folder: Path) -> list[Any]:
         raise DataError(f"{error} Or give images by --calibration.") from error
 
 
-def _spread(paths: list[Any]) -> list[Any]:
+def _spread(paths: list[Any], most: int) -> list[Any]:
     """So many of them at equal distances."""
-    step = max(1, len(paths) // _MOST_CALIBRATION)
-    return paths[::step]
+    return [paths[len(paths) * number // most] for number in range(most)] if len(paths) > most else paths
 
 
 def _check_lines(checked: "Check", precision: str) -> list[str]:
@@ -143,6 +142,7 @@ def _check_lines(checked: "Check", precision: str) -> list[str]:
         f"on {checked.num_images} images, batches of {' and '.join(map(str, sorted(checked.speed)))}: the largest difference of a "
         f"probability is {checked.largest_difference:.1e}, {len(checked.changed)} decisions changed"
     ]
+    lines += [f"left out: {reason}" for reason in checked.unreadable[:10]]
     for own in checked.changed[:10]:
         lines.append(f"  {own.image}: {own.label} {own.original:.4f} -> {own.exported:.4f}")
     if len(checked.changed) > 10:

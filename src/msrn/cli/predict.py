@@ -166,6 +166,8 @@ def predict(
             highlight=False,
             soft_wrap=True,
         )
+    if not result.num_images:
+        typer.echo("error: none of the images could be read.", err=True)
     if json_file is not None:
         summary = {
             "out": str(result.out),
@@ -176,6 +178,8 @@ def predict(
             "seconds": result.seconds,
         }
         write_json(json_file, summary)
+    if not result.num_images:
+        raise typer.Exit(1)
 
 
 def _print(

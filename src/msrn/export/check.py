@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from msrn.data.images import read_image
-from msrn.errors import ModelError
+from msrn.errors import ModelError, UnreadableImageError
 from msrn.export.onnx_predictor import OnnxPredictor
 from msrn.predict import Predictor
 
@@ -45,6 +45,7 @@ class Check:
 
     Attributes:
         num_images: Images compared.
+        unreadable: Those that could not be read.
         batch_size: The larger of the two batch sizes; the other is 1.
         largest_difference: Of any probability, at both batch sizes, images prepared by each in its own way.
         changed: Labels above their threshold in one of both alone.
@@ -54,6 +55,7 @@ class Check:
     """
 
     num_images: int
+    unreadable: tuple[str, ...]
     batch_size: int
     largest_difference: float
     changed: tuple[Changed, ...]
@@ -65,28 +67,37 @@ class Check:
         return asdict(self)
 
 
-def check_export(path: str | Path, predictor: Predictor, images: Sequence[Path], *, batch_size: int = 8) -> Check:
+def check_export(exported: str | Path, predictor: Predictor, images: Sequence[Path], *, batch_size: int = 8) -> Check:
     """Compare an exported file with the model it came from.
 
     Args:
-        path: An .onnx or .pt2 file that `export_model` wrote.
+        exported: An .onnx or .pt2 file that `export_model` wrote.
         predictor: The original, on the CPU.
-        images: Image files; those that cannot be read raise.
+        images: Image files; those that cannot be read are named and left out.
         batch_size: Images a pass, beside 1.
 
     Raises:
-        UnreadableImageError: An image cannot be read.
+        UnreadableImageError: No image can be read.
         ModelError: The .pt2 file cannot be read.
     """
-    prepare, run = _exported(Path(path), predictor)
-    read = [read_image(image) for image in images]
-    ours = torch.stack([predictor.bundle.preprocessing(image) for image in read])
-    theirs = np.stack([prepare(image) for image in read])
+    prepare, run = _exported(Path(exported), predictor)
+    pairs, paths, unreadable = [], [], []
+    for path in images:
+        try:
+            image = read_image(path)
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+            continue
+        pairs.append((predictor.bundle.preprocessing(image), prepare(image)))
+        paths.append(path)
+    if not pairs:
+        raise UnreadableImageError(f"none of {len(images)} images can be read: {'; '.join(unreadable[:1])}")
+    ours, theirs = torch.stack([own for own, _ in pairs]), np.stack([own for _, own in pairs])
     expected = torch.cat([predictor.probs(batch) for batch in ours.split(batch_size)]).numpy()
     largest, received = 0.0, expected
-    sizes = sorted({1, min(batch_size, len(read))})
+    sizes = sorted({1, min(batch_size, len(paths))})
     for size in sizes:
-        batches = [theirs[start : start + size] for start in range(0, len(read), size)]
+        batches = [theirs[start : start + size] for start in range(0, len(paths), size)]
         received = np.concatenate([run(batch) for batch in batches])
         largest = max(largest, float(np.abs(received - expected).max()))
     least = predictor.bundle.label_thresholds.numpy()
@@ -108,7 +119,7 @@ def check_export(path: str | Path, predictor: Predictor, images: Sequence[Path],
             ratios.append((middle - start) / taken)
             times.append(taken / size)
         speed[size], seconds[size] = statistics.median(ratios), statistics.median(times)
-    return Check(len(read), sizes[-1], largest, changed, speed, seconds)
+    return Check(len(paths), tuple(unreadable), sizes[-1], largest, changed, speed, seconds)
 
 
 def _exported(

@@ -95,7 +95,7 @@ def export_model(
         bundle: The model.
         out: Ending in .onnx or .pt2.
         images: Calibration images, preprocessed; they fix the nodes of MSRN's attention, and the ranges of int8.
-        precision: "fp32"; for ONNX also "fp16" (half the size, for GPUs) and "int8" (a quarter, for processors).
+        precision: "fp32"; for ONNX also "fp16" (half the size, for GPUs) and "int8" (smaller, for processors).
 
     Raises:
         MSRNError: Another ending or precision, or the file cannot be written.

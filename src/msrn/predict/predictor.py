@@ -84,7 +84,7 @@ class Predictor:
         """As `predict`, one batch at a time, so that any number of images needs the memory of one batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size is at least 1, got {batch_size}.")
-        self._least(threshold, top_k)
+        self.least(threshold, top_k)
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):
             prepared = [self._prepare(image) for image in batch]
@@ -224,12 +224,16 @@ class Predictor:
         self, probs: Float[Tensor, "L"], *, threshold: float | None = None, top_k: int | None = None
     ) -> tuple[LabelProbability, ...]:
         """The labels of one image from its probabilities, best first; `threshold` and `top_k` as in `predict`."""
-        kept = (probs >= self._least(threshold, top_k)).nonzero().squeeze(1)
+        kept = (probs >= self.least(threshold, top_k)).nonzero().squeeze(1)
         order = kept[probs[kept].argsort(descending=True, stable=True)][:top_k].tolist()
         return tuple(LabelProbability(self.label_names[label], float(probs[label])) for label in order)
 
-    def _least(self, threshold: float | None, top_k: int | None) -> Float[Tensor, "L"] | float:
-        """The least probability of each label, or of all."""
+    def least(self, threshold: float | None, top_k: int | None) -> Float[Tensor, "L"] | float:
+        """The least probability of each label, or of all, that `predict` keeps.
+
+        Raises:
+            ValueError: One of both is out of range.
+        """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is at least 1, got {top_k}.")
         if threshold is not None and not 0 <= threshold <= 1:
