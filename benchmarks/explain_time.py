@@ -2,9 +2,9 @@
 
     python benchmarks/explain_time.py BUNDLE IMAGE ... --json benchmarks/results/explain-time.json
 
-Each round takes one image after the other through `predict`, `explain` of all labels without related labels, `explain` of the three
-most probable with related labels (what the command does), and `explain` of all labels with related labels. Reading and
-preprocessing are part of all. A ratio is taken within its round; the median and the range over rounds are kept.
+Each round takes one image after the other through `predict`, `explain` of all labels without related labels, the same with its JSON,
+`explain` of the three most probable with related labels and JSON (what the command does), and `explain` of all labels with related
+labels. Reading and preprocessing are part of all. A ratio is taken within its round; the median and the range over rounds are kept.
 """
 
 import argparse
@@ -32,7 +32,10 @@ def main() -> None:
     ways = {
         "predict": lambda image: predictor.predict(image),
         "explain all labels": lambda image: predictor.explain(image, names, with_related=False),
-        "explain three labels and what related labels do": lambda image: predictor.explain(image),
+        "explain all labels, and the JSON": lambda image: predictor.explain(image, names, with_related=False).to_dict(),
+        "explain three labels and what related labels do, and the JSON": lambda image: predictor.explain(
+            image
+        ).to_dict(),
         "explain all labels and what related labels do": lambda image: predictor.explain(image, names),
     }
     rounds: list[dict[str, float]] = []

@@ -77,6 +77,21 @@ def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tm
     code, _, err = run(capsys, *command, "--out", tmp_path / "photos")
     assert (code, "holds other things; it is left alone" in err) == (1, True)
     assert (tmp_path / "photos" / "mine.jpg").is_file()
+    for name, content in (("01-beach.png", b""), ("index.html", b"<html>"), ("explanation.json", b"{}")):
+        mine = tmp_path / f"mine-{name}"
+        mine.mkdir()
+        if name.endswith(".png"):
+            Image.new("RGB", (4, 4)).save(mine / name)
+        else:
+            (mine / name).write_bytes(content)
+        code, _, err = run(capsys, *command, "--out", mine)
+        assert (code, "holds other things; it is left alone" in err) == (1, True)
+        assert (mine / name).is_file()
+    code, _, err = run(capsys, *command, "--labels", " , ")
+    assert (code, "no label was named" in err) == (1, True)
+    code, _, err = run(capsys, *command, tmp_path / "photos" / "mine.jpg", "--out", tmp_path / "some")
+    assert (code, "1 of 2 images could not be read; the others are done" in err) == (1, True)
+    assert (tmp_path / "some" / "001" / "explanation.json").is_file()
     code, _, err = run(capsys, *command, "--labels", "kat")
     assert (code, "Do you mean 'cat'?" in err) == (1, True)
     code, _, err = run(capsys, "explain", folder / "bundle", tmp_path / "photos" / "mine.jpg")

@@ -91,13 +91,36 @@ def test_labels_block_by_block_are_labels_at_once(label_graph: LabelGraph, monke
         torch.testing.assert_close(one, other)
 
 
-def test_the_joint_classifier_says_what_is_left(label_graph: LabelGraph) -> None:
+def test_the_joint_classifiers_shares_are_those_of_a_plain_loop(label_graph: LabelGraph) -> None:
     model = make(label_graph, **PUBLISHED, backbone="resnet18", backbone_options={}, classifier_dim=16)
-    images = torch.randn(2, 3, 96, 96)
+    images = torch.randn(1, 3, 96, 96)
     found = explain_logits(model, images, [0, 5])
     assert not found.is_exact
-    total = sum(part.sum(dim=(2, 3)) for part in found.stage_maps()) + found.rest + found.constant
+    assert float(found.rest.abs().max()) <= 1e-4 * float(found.logits.abs().max())
+    total = sum(part.sum(dim=(2, 3)) for part in found.stage_maps()) + found.constant
     torch.testing.assert_close(total, found.logits, rtol=1e-4, atol=1e-4)
+    # What the linear function of the image gives to one label's own features, by the weights of the units that are on.
+    classifier = model.classifier
+    with torch.no_grad():
+        groups = model.embed()
+        features = torch.cat(model.attention(model.backbone(images), groups), dim=1)[0]  # (L + G, S·D)
+        hidden = classifier.fc1(features.tanh().flatten())
+        width = features.shape[1]
+        own = 0.0
+        for unit in range(len(hidden)):
+            side = 1.0 if hidden[unit] > 0 else classifier.activation.negative_slope
+            weight = classifier.fc1.weight[unit, 5 * width : 6 * width]
+            own += float(classifier.fc2.weight[5, unit]) * side * float((weight * features[5].tanh()).sum())
+    assert float(sum(part[0, 1].sum() for part in found.own)) == pytest.approx(own, rel=1e-3, abs=1e-4)
+    assert any(float(part.abs().max()) > 0 for part in found.by_others)
+
+
+def test_maps_of_groups_add_up_to_the_groups(label_graph: LabelGraph) -> None:
+    model, images = make(label_graph), torch.randn(2, 3, 64, 64)
+    found = explain_logits(model, images, [0, 3])
+    for each, together in zip(found.group_maps, found.by_group, strict=True):
+        torch.testing.assert_close(each.sum(dim=2), together)
+    torch.testing.assert_close(sum(each.sum(dim=(3, 4)) for each in found.group_maps), found.groups)
 
 
 def test_training_mode_is_refused(label_graph: LabelGraph) -> None:

@@ -1,5 +1,6 @@
 """The explanation of one image, as people and programs get it."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from msrn.bundle import Bundle
 from msrn.data.transforms import Preprocessing
-from msrn.errors import LabelMismatchError, ModelError, MSRNError
+from msrn.errors import LabelMismatchError, ModelError, MSRNError, UnreadableImageError
 from msrn.labels import LabelGraph
 from msrn.metrics.calibration import ScaledLogits
 from msrn.models import build_msrn, build_pooled
@@ -101,6 +102,20 @@ def test_many_images_are_explained_as_each_alone(predictor: Predictor, photo: Pa
     assert list(predictor.explain_stream([])) == []
 
 
+def test_images_that_cannot_be_read_are_left_out_if_asked(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    buffer = io.BytesIO()
+    Image.open(photo).convert("RGB").save(buffer, format="JPEG")
+    cut = Image.open(io.BytesIO(buffer.getvalue()[:-3000]))
+    failed: list[Exception] = []
+    images = [photo, tmp_path / "bad.jpg", cut, photo]
+    found = list(predictor.explain_stream(images, "cat", on_error=failed.append))
+    assert [own.path for own in found] == [photo, photo]
+    assert ["bad.jpg" in str(failed[0]), "in memory" in str(failed[1])] == [True, True]
+    with pytest.raises(UnreadableImageError, match="in memory cannot be read"):
+        predictor.explain(Image.open(io.BytesIO(buffer.getvalue()[:-3000])))
+
+
 def test_the_most_probable_labels_by_default(predictor: Predictor, photo: Path) -> None:
     best = [label.name for label in predictor.predict(photo, top_k=3)[0].labels]
     assert list(predictor.explain(photo).labels) == best
@@ -116,8 +131,12 @@ def test_pictures_and_numbers_are_saved_together(predictor: Predictor, photo: Pa
         colours = np.unique(np.asarray(picture.convert("RGB").resize((60, 20))).reshape(-1, 3), axis=0)
     assert len(colours) > 100  # something is drawn
     assert json.loads((tmp_path / "why" / "explanation.json").read_text()) == found.to_dict()
-    with pytest.raises(ValueError, match="'boat' was not explained; there are cat, dog"):
-        found.plot("boat")
+    for ask in (found.plot, found.group_maps):
+        with pytest.raises(ValueError, match="'boat' was not explained; there are cat, dog"):
+            ask("boat")
+    assert [tuple(own.shape[1:]) for own in found.group_maps("dog")] == [
+        tuple(own.shape[2:]) for own in found.parts.own
+    ]
     (tmp_path / "file").write_text("")
     with pytest.raises(MSRNError, match="cannot be written"):
         found.save(tmp_path / "file" / "why")
@@ -126,6 +145,11 @@ def test_pictures_and_numbers_are_saved_together(predictor: Predictor, photo: Pa
 def test_what_cannot_be_explained_is_said(predictor: Predictor, photo: Path, label_graph: LabelGraph) -> None:
     with pytest.raises(LabelMismatchError, match=r"knows no label 'ca'\. Do you mean 'cat'\?"):
         predictor.explain(photo, ["ca"])
+    with pytest.raises(LabelMismatchError, match="no label was named"):
+        predictor.explain(photo, [])
+    with pytest.raises(ValueError, match="top_k is at least 1"):
+        predictor.explain(photo, top_k=0)
+    assert predictor.explain(photo, "cat").labels == predictor.explain(photo, ["cat", "cat"]).labels == ("cat",)
     pooled = Bundle(build_pooled(6, **TINY), label_graph, {"name": "pooled", **TINY}, Preprocessing((64, 64)))
     with pytest.raises(
         ModelError, match=r"a pooled head has no attention to explain\. Give a bundle whose head is MSRN"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from msrn.explain import related_effects
+from msrn.explain import EdgeRemovals, related_effects
 from msrn.labels import LabelGraph
 from msrn.models import PUBLISHED, build_msrn
 
@@ -55,3 +55,12 @@ def test_an_effect_is_the_change_of_a_network_without_the_edge(label_graph: Labe
 def test_training_mode_is_refused(label_graph: LabelGraph) -> None:
     with pytest.raises(ValueError, match="in training mode"):
         related_effects(build_msrn(label_graph, **TINY), torch.randn(1, 3, 64, 64), [0])
+
+
+def test_the_graph_without_an_edge_is_read_once(label_graph: LabelGraph) -> None:
+    model = build_msrn(label_graph, **TINY).eval()
+    removals = EdgeRemovals(model)
+    for _ in range(2):
+        related_effects(model, torch.randn(1, 3, 64, 64), range(6), removals=removals)
+    assert removals.of.cache_info().misses == 6
+    assert EdgeRemovals(model, most_bytes=1).of.cache_info().maxsize == 1

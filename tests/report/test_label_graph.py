@@ -52,6 +52,9 @@ def test_groups_are_told_apart_and_listed() -> None:
     listed = [text.get_text() for text in axes.get_legend().get_texts()]
     assert listed == [f"group {group}, 2 labels" for group in range(10)]
     assert _draw(graph_of(20), None).axes[0].get_legend() is None
+    many = np.concatenate([np.arange(50), np.zeros(10, dtype=int)])
+    listed = [text.get_text() for text in _draw(graph_of(60), many).axes[0].get_legend().get_texts()]
+    assert (listed[0], listed[-1], len(listed)) == ("group 0, 11 labels", "19 other groups, 19 labels", 32)
 
 
 def test_more_edges_than_can_be_drawn_are_counted() -> None:

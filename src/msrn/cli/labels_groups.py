@@ -72,11 +72,12 @@ def groups(
     table = Table(title=f"{assignment.shape[1]} groups of {len(loaded.label_names)} labels", title_justify="left")
     for name in ("group", "of all, %", "labels, with their share in the group, %"):
         table.add_column(name, justify="left" if name.startswith("labels") else "right")
-    for row in listed:
+    used = [row for row in listed if row["labels"]]
+    for row in used:
         members = ", ".join(f"{own['name']} {100 * own['membership']:.0f}" for own in row["labels"])
-        table.add_row(
-            str(row["group"]), f"{100 * row['share']:.0f}", escape(members) or "(none has most of itself here)"
-        )
+        table.add_row(str(row["group"]), f"{100 * row['share']:.0f}", escape(members))
+    if len(used) < len(listed):
+        table.caption = f"{len(listed) - len(used)} more groups, in which no label has most of itself"
     console.print(table)
     if (remark := _remark(assignment)) is not None:
         console.print(remark, highlight=False)

@@ -6,12 +6,15 @@ over positions. So every position of every stage has its share, and the shares, 
 logit[l] = constant[l] + sum over stages s and positions p of (own[s, l, p] + by_group[s, l, p]) + sum over p of residual[l, p],
 own[s, l, p] = sum over channels d of w[l, s, d] · softmax_p(f[s, d, p] · e[l, d]) · f[s, d, p],
 
-and the same for each group with the label's weights for groups and its membership. The published joint classifier is not
-linear: its shares are those of the gradient, and what they leave is in `rest`.
+and the same for each group with the label's weights for groups and its membership. The published joint classifier is not linear in
+what attention pools. For the image at hand it is: of its leaky ReLU each unit is on one side, and tanh(o) = (tanh(o) / o) · o.
+Shares of this linear function sum to the logit too, but it is another one for every image, and one of several ways to split the
+logit: an approximation. There other labels' features have a share as well.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -22,11 +25,12 @@ from msrn.explain.alignment import projected_shifts, stage_shifts
 from msrn.models import MSRN
 from msrn.models.attention import label_attention
 from msrn.models.baselines import PooledHead
-from msrn.models.classifier import PerLabelClassifier
+from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.residual import AttendedHead
 
 # Numbers of one block: images x labels x positions x channels.
 _BLOCK_SIZE = 2**22
+_MOST_OF_GROUPS = 2**22
 _WINDOW = 3 / 16
 
 
@@ -39,11 +43,13 @@ class Contributions:
         logits: What the network returns.
         own: For each stage, finest first, what each position adds through the label's own attention.
         by_group: The same through the attention of the label's groups, all groups together; no stage where there are none.
+        by_others: The same through the attention of all other labels; no stage but for a joint classifier.
+        group_maps: `by_group`, group by group; no stage where that would be large.
         groups: What each group adds, over all stages and positions.
         residual: What each position of the last stage adds through the residual; None without one.
-        constant: Biases.
-        rest: What the shares leave to the logit: others' features and what is not linear, for a joint classifier; rounding else.
-        is_exact: Whether the shares are those of a linear classifier.
+        constant: Biases; for a joint classifier those of the image's linear function.
+        rest: What the shares leave to the logit: rounding.
+        is_exact: Whether the shares are those of a linear classifier, and not an approximation.
         shifts: How far the cells of each stage lie from where they seem to, in cells, and those of the residual last
             (`msrn.explain.alignment`).
     """
@@ -52,9 +58,11 @@ class Contributions:
     logits: Float[Tensor, "B n"]
     own: tuple[Float[Tensor, "B n _h _w"], ...]
     by_group: tuple[Float[Tensor, "B n _h _w"], ...]
+    by_others: tuple[Float[Tensor, "B n _h _w"], ...]
+    group_maps: tuple[Float[Tensor, "B n G _h _w"], ...]
     groups: Float[Tensor, "B n G"]
     residual: Float[Tensor, "B n _h _w"] | None
-    constant: Float[Tensor, " n"]
+    constant: Float[Tensor, "B n"]
     rest: Float[Tensor, "B n"]
     is_exact: bool
     shifts: tuple[float, ...]
@@ -66,6 +74,8 @@ class Contributions:
             logits=self.logits.to(device),
             own=tuple(part.to(device) for part in self.own),
             by_group=tuple(part.to(device) for part in self.by_group),
+            by_others=tuple(part.to(device) for part in self.by_others),
+            group_maps=tuple(part.to(device) for part in self.group_maps),
             groups=self.groups.to(device),
             residual=None if self.residual is None else self.residual.to(device),
             constant=self.constant.to(device),
@@ -73,16 +83,18 @@ class Contributions:
         )
 
     def stage_maps(self) -> list[Float[Tensor, "B n _h _w"]]:
-        """What each position of each stage adds, own part and groups' together."""
-        if not self.by_group:
-            return list(self.own)
-        return [own + shared for own, shared in zip(self.own, self.by_group, strict=True)]
+        """What each position of each stage adds, own part, groups' and others' together."""
+        kinds = [maps for maps in (self.own, self.by_group, self.by_others) if maps]
+        return [sum(parts[1:], start=parts[0]) for parts in zip(*kinds, strict=True)]
 
     def combined(self, size: tuple[int, int]) -> Float[Tensor, "B n H W"]:
         """All stages and the residual at one size (height, width): what a pixel adds, so that the sum stays about the same."""
         maps = [*self.stage_maps(), *([] if self.residual is None else [self.residual])]
-        grown = [grow(own, size, shift) for own, shift in zip(maps, self.shifts, strict=False)]
-        return torch.stack(grown).sum(0)
+        total = maps[0].new_zeros(*maps[0].shape[:2], *size)
+        for column in range(maps[0].shape[1]):  # one label at a time
+            for own, shift in zip(maps, self.shifts, strict=False):
+                total[:, [column]] += grow(own[:, [column]], size, shift)
+        return total
 
 
 def smooth(maps: Float[Tensor, "*b H W"]) -> Float[Tensor, "*b H W"]:
@@ -92,12 +104,19 @@ def smooth(maps: Float[Tensor, "*b H W"]) -> Float[Tensor, "*b H W"]:
     much). What a map adds everywhere alike counts nowhere; outside the image nothing is added.
     """
     height, width = maps.shape[-2:]
-    flat = (maps - maps.mean(dim=(-2, -1), keepdim=True)).reshape(-1, 1, height, width)
     reach = max(1, round(_WINDOW * max(height, width)))
-    offset = torch.arange(-3 * reach, 3 * reach + 1, dtype=maps.dtype, device=maps.device)
-    weights = (-0.5 * (offset / reach).square()).softmax(0)
-    flat = F.conv2d(flat, weights.view(1, 1, -1, 1), padding=(3 * reach, 0))
-    return F.conv2d(flat, weights.view(1, 1, 1, -1), padding=(0, 3 * reach)).reshape(maps.shape)
+    centred = maps - maps.mean(dim=(-2, -1), keepdim=True)
+    return _window(height, reach).to(maps) @ centred @ _window(width, reach).to(maps)
+
+
+@cache
+def _window(size: int, reach: int) -> Float[Tensor, "_ _"]:
+    """Weights of every position along one side in the window around every other."""
+    offset = torch.arange(-3 * reach, 3 * reach + 1, dtype=torch.float64)
+    total = (-0.5 * (offset / reach).square()).exp().sum()
+    distance = torch.arange(size, dtype=torch.float64)[:, None] - torch.arange(size, dtype=torch.float64)
+    weights: Tensor = (-0.5 * (distance / reach).square()).exp() / total
+    return weights * (distance.abs() <= 3 * reach)
 
 
 def grow(maps: Float[Tensor, "B n h w"], size: tuple[int, int], shift: float) -> Float[Tensor, "B n H W"]:
@@ -153,29 +172,37 @@ def explain_logits(
         else:
             shared = classifier.scale * classifier.group_weight[chosen]
             group_slopes = (membership.unsqueeze(-1) * shared.unsqueeze(1)).unsqueeze(0)  # (1, n, G, S·D)
-        constant = classifier.bias[chosen]
+        label_slopes = None
+        constant = classifier.bias[chosen].expand(len(images), -1)
     else:
         pooled = model.attention.attend(projected, label_groups)  # (B, L, S·D), (B, G, S·D)
-        own_slopes, group_slopes = _slopes(classifier, *pooled, label_groups.assignment, chosen)
-        constant = own_slopes.new_zeros(len(chosen))
+        label_slopes, group_slopes, constant = _slopes(classifier, *pooled, chosen)
+        own_slopes = label_slopes[:, range(len(chosen)), chosen]
+        label_slopes[:, range(len(chosen)), chosen] = 0.0  # what is left are others
     logits: Tensor = model.head(feature_maps, label_groups)[:, chosen]
     dim = label_groups.label_embeddings.shape[1]
     kind = model.attention.kind
-    own_maps, shared_maps, by_group = [], [], logits.new_zeros(len(images), len(chosen), membership.shape[1])
+    own_maps, shared_maps, other_maps, group_maps = [], [], [], []
+    by_group = logits.new_zeros(len(images), len(chosen), membership.shape[1])
     for stage, values in enumerate(projected):
         part = slice(stage * dim, (stage + 1) * dim)
         own_maps.append(factor * _own_map(values, label_groups.label_embeddings[chosen], own_slopes[..., part], kind))
         if membership.shape[1]:
-            total, each = _group_maps(values, label_groups.group_embeddings, group_slopes[..., part], kind)
+            total, each, maps = _group_maps(values, label_groups.group_embeddings, group_slopes[..., part], kind)
             shared_maps.append(factor * total)
             by_group += factor * each
+            if maps is not None:
+                group_maps.append(factor * maps)
+        if label_slopes is not None:
+            total, _, _ = _group_maps(values, label_groups.label_embeddings, label_slopes[..., part], kind, keep=False)
+            other_maps.append(factor * total)
     shifts = stage_shifts(model, (images.shape[-2], images.shape[-1]))
     residual, bias = None, constant.new_zeros(())
     if model.residual is not None:
         residual = factor * _residual_map(model.residual, feature_maps[-1].float(), chosen)
         bias = model.residual.linear.bias[chosen]  # type: ignore[union-attr, index]
     constant = factor * (constant + bias)
-    explained = constant + sum(part.sum(dim=(2, 3)) for part in (*own_maps, *shared_maps))
+    explained = constant + sum(part.sum(dim=(2, 3)) for part in (*own_maps, *shared_maps, *other_maps))
     if residual is not None:
         explained = explained + residual.sum(dim=(2, 3))
     return Contributions(
@@ -183,6 +210,8 @@ def explain_logits(
         logits,
         tuple(own_maps),
         tuple(shared_maps),
+        tuple(other_maps),
+        tuple(group_maps) if len(group_maps) == len(projected) else (),
         by_group,
         residual,
         constant,
@@ -214,13 +243,20 @@ def _own_map(
 
 
 def _group_maps(
-    values: Float[Tensor, "B D h w"], embeddings: Float[Tensor, "G D"], slopes: Float[Tensor, "_ n G D"], kind: str
-) -> tuple[Float[Tensor, "B n h w"], Float[Tensor, "B n G"]]:
-    """What each position adds through all groups together, and what each group adds."""
+    values: Float[Tensor, "B D h w"],
+    embeddings: Float[Tensor, "G D"],
+    slopes: Float[Tensor, "_ n G D"],
+    kind: str,
+    *,
+    keep: bool = True,
+) -> tuple[Float[Tensor, "B n h w"], Float[Tensor, "B n G"], Float[Tensor, "B n G h w"] | None]:
+    """What each position adds through all groups together, what each group adds, and, if that is not large, both at once."""
     num_images, _, height, width = values.shape
     flat = values.flatten(2)
     total = values.new_zeros(num_images, slopes.shape[1], height * width)
     each = values.new_empty(num_images, slopes.shape[1], len(embeddings))
+    is_small = keep and each.numel() * height * width <= _MOST_OF_GROUPS
+    maps = values.new_empty(*each.shape, height, width) if is_small else None
     for group, embedding in enumerate(embeddings):
         if kind == "label":
             weights = label_attention(values, embedding.unsqueeze(0)).flatten(2) * flat
@@ -229,7 +265,9 @@ def _group_maps(
         added = torch.einsum("bdp,bnd->bnp", weights, _whole(slopes[:, :, group], values))
         total += added
         each[:, :, group] = added.sum(-1)
-    return total.unflatten(2, (height, width)), each
+        if maps is not None:
+            maps[:, :, group] = added.unflatten(2, (height, width))
+    return total.unflatten(2, (height, width)), each, maps
 
 
 def _residual_map(
@@ -256,20 +294,19 @@ def _residual_map(
 
 
 def _slopes(
-    classifier: torch.nn.Module, label_features: Tensor, group_features: Tensor, assignment: Tensor, labels: list[int]
-) -> tuple[Float[Tensor, "B n SD"], Float[Tensor, "B n G SD"]]:
-    """The gradient of each label's logit by its own features and by those of all groups."""
-    # Tensors made in inference mode take gradients as clones.
-    with torch.inference_mode(False), torch.enable_grad():
-        features = label_features.clone().detach().requires_grad_()
-        groups = group_features.clone().detach().requires_grad_()
-        logits = classifier(features, groups, assignment.clone().detach())
-        own, shared = [], []
-        for label in labels:
-            by_label, by_group = torch.autograd.grad(logits[:, label].sum(), (features, groups), retain_graph=True)
-            own.append(by_label[:, label])
-            shared.append(by_group)
-    return torch.stack(own, dim=1), torch.stack(shared, dim=1)
+    classifier: JointClassifier, label_features: Tensor, group_features: Tensor, labels: list[int]
+) -> tuple[Float[Tensor, "B n L SD"], Float[Tensor, "B n G SD"], Float[Tensor, "B n"]]:
+    """For each image the linear function of all features that the joint classifier is there: weights and constant."""
+    features = torch.cat([label_features, group_features], dim=1).float()  # (B, L + G, S·D)
+    bent = features.tanh()
+    hidden = classifier.fc1(bent.flatten(1))  # (B, H)
+    sides = torch.where(hidden > 0, 1.0, classifier.activation.negative_slope)
+    weights = classifier.fc2.weight[labels] * sides[:, None]  # (B, n, H)
+    constant = weights @ classifier.fc1.bias + classifier.fc2.bias[labels]
+    share = torch.where(features == 0, 1.0, bent / torch.where(features == 0, 1.0, features))
+    slopes = (weights @ classifier.fc1.weight).unflatten(2, features.shape[1:]) * share[:, None]  # (B, n, L + G, S·D)
+    num_labels = label_features.shape[1]
+    return slopes[:, :, :num_labels].clone(), slopes[:, :, num_labels:], constant
 
 
 def _whole(slopes: Tensor, values: Tensor) -> Tensor:

@@ -89,23 +89,42 @@ class Explanation:
 
         Each has its number, `group`, the label's `membership`, its `contribution`, and the `labels` that belong to it most.
         """
+        members = self._members()
         found = {}
-        strongest = self.membership.argmax(dim=1) if self.membership.shape[1] else None
         for column, label in enumerate(self.parts.labels):
-            rows: list[dict[str, Any]] = []
-            for group in range(self.membership.shape[1]):
-                assert strongest is not None
-                members = [name for name, own in zip(self.label_names, strongest.tolist(), strict=True) if own == group]
-                rows.append(
-                    {
-                        "group": group,
-                        "membership": float(self.membership[label, group]),
-                        "contribution": float(self.parts.groups[0, column, group]),
-                        "labels": members,
-                    }
-                )
+            shares, added = self.membership[label].tolist(), self.parts.groups[0, column].tolist()
+            rows = [
+                {"group": group, "membership": share, "contribution": own, "labels": labels}
+                for group, (share, own, labels) in enumerate(zip(shares, added, members, strict=True))
+            ]
             found[self.label_names[label]] = sorted(rows, key=lambda row: -abs(row["contribution"]))
         return found
+
+    def group_maps(self, label: str) -> list[Float[Tensor, "G _h _w"]]:
+        """What each position adds to one label's logit through each group: a stage each, finest first, as coarse as they are.
+
+        Empty where there are no groups, and where many labels and groups at once would make them large: explain fewer labels.
+
+        Raises:
+            ValueError: The label was not explained.
+        """
+        column = self._column(label)
+        return [own[0, column] for own in self.parts.group_maps]
+
+    def _members(self) -> list[list[str]]:
+        """For each group the labels that belong to it most."""
+        members: list[list[str]] = [[] for _ in range(self.membership.shape[1])]
+        if members:
+            for name, group in zip(self.label_names, self.membership.argmax(dim=1).tolist(), strict=True):
+                members[group].append(name)
+        return members
+
+    def _column(self, label: str) -> int:
+        if label not in self.labels:
+            raise ValueError(
+                f"'{label}' was not explained; there are {', '.join(self.labels)}. Ask for it in explain()."
+            )
+        return self.labels.index(label)
 
     @property
     def related(self) -> dict[str, list[dict[str, Any]]]:
@@ -118,24 +137,29 @@ class Explanation:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: for each label its probability, logit, and what adds up to it.
+        """Plain values for JSON: for each label its probability, logit, and what adds up to it; and the groups.
 
         Peaks are the middles of the regions that add most, in fractions of the image's width and height from its upper left
         corner; `size` is that of a stage's map, height and width in cells.
         """
+        grid = _grid(self.size)
+        together = _peaks(self.heatmaps_at(*grid))
+        wholes = self.parts.stage_maps()
+        by_stage = [_peaks(grow(own, grid, shift)[0]) for own, shift in zip(wholes, self.parts.shifts, strict=False)]
+        residual = self.parts.residual
+        of_residual = [] if residual is None else _peaks(grow(residual, grid, self.parts.shifts[-1])[0])
+        groups, related = self.groups, self.related
         rows = []
-        together = self.heatmaps_at(*_grid(self.size))
         for column, name in enumerate(self.labels):
             stages = [
                 {
-                    **self._place(whole[:, [column]], self.parts.shifts[index]),
+                    "peak": by_stage[index][column],
+                    "size": list(whole.shape[-2:]),
                     "contribution": float(whole[0, column].sum()),
-                    "own": float(self.parts.own[index][0, column].sum()),
-                    "by_group": float(self.parts.by_group[index][0, column].sum()) if self.parts.by_group else 0.0,
+                    **{key: float(own[index][0, column].sum()) for key, own in self._by_part().items()},
                 }
-                for index, whole in enumerate(self.parts.stage_maps())
+                for index, whole in enumerate(wholes)
             ]
-            residual = self.parts.residual
             rows.append(
                 {
                     "name": name,
@@ -145,14 +169,17 @@ class Explanation:
                     "residual": None
                     if residual is None
                     else {
-                        **self._place(residual[:, [column]], self.parts.shifts[-1]),
+                        "peak": of_residual[column],
+                        "size": list(residual.shape[-2:]),
                         "contribution": float(residual[0, column].sum()),
                     },
-                    "constant": float(self.parts.constant[column]),
+                    "constant": float(self.parts.constant[0, column]),
                     "rest": float(self.parts.rest[0, column]),
-                    "peak": _peak(together[column]),
-                    "groups": self.groups[name],
-                    "related": self.related[name],
+                    "peak": together[column],
+                    "groups": [
+                        {key: row[key] for key in ("group", "membership", "contribution")} for row in groups[name]
+                    ],
+                    "related": related[name],
                 }
             )
         return {
@@ -160,7 +187,13 @@ class Explanation:
             "size": list(self.size),
             "is_exact": self.parts.is_exact,
             "labels": rows,
+            "groups": [{"group": group, "labels": labels} for group, labels in enumerate(self._members())],
         }
+
+    def _by_part(self) -> dict[str, Sequence[Tensor]]:
+        """The stages' maps by whose attention they are."""
+        parts = {"own": self.parts.own, "by_group": self.parts.by_group, "by_others": self.parts.by_others}
+        return {name: maps for name, maps in parts.items() if maps}
 
     def plot(self, label: str | None = None) -> "Figure":
         """Draw one label: the image, its combined map, a map a stage and the residual, and what adds up to the logit.
@@ -178,35 +211,38 @@ class Explanation:
             raise MissingDependencyError("pictures need matplotlib: pip install 'msrn[report]'.") from error
 
         name = self.labels[0] if label is None else label
-        if name not in self.labels:
-            raise ValueError(
-                f"'{name}' was not explained; there are {', '.join(self.labels)}. Ask for it in explain()."
-            )
-        column = self.labels.index(name)
+        column = self._column(name)
         shown = self.image.copy()
         shown.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
         size = (shown.height, shown.width)
-        maps = [("all together", self.heatmaps_at(*size)[column])]
-        maps += [
-            (f"stage {index + 1}, {own.shape[-2]} x {own.shape[-1]}", grown[0, column])
-            for index, (own, grown) in enumerate(zip(self.parts.own, self._grown(size), strict=True))
+        cells = [
+            (f"stage {index + 1}, {own.shape[-2]} x {own.shape[-1]}", own[:, [column]], self.parts.shifts[index])
+            for index, own in enumerate(self.parts.stage_maps())
         ]
         if self.parts.residual is not None:
-            maps.append(("residual", grow(self.parts.residual, size, self.parts.shifts[-1])[0, column]))
+            cells.append(("residual", self.parts.residual[:, [column]], self.parts.shifts[-1]))
+        maps = [(title, float(own.sum()), grow(own, size, shift)[0, 0]) for title, own, shift in cells]
+        added = float(self.parts.logits[0, column] - self.parts.constant[0, column])
+        maps.insert(0, ("all together", added, torch.stack([heat for *_, heat in maps]).sum(dim=0)))
+        by_group = self.group_maps(name)
+        if by_group:
+            strongest = self.groups[name][0]
+            shifted = zip(by_group, self.parts.shifts, strict=False)
+            of_group = [grow(own[None, [strongest["group"]]], size, shift)[0, 0] for own, shift in shifted]
+            title = f"of this, group {strongest['group']}"
+            maps.append((title, strongest["contribution"], torch.stack(of_group).sum(dim=0)))
         figure = Figure(figsize=(2.5 * (len(maps) + 1), 2.5 * size[0] / size[1] + 2.4), layout="constrained")
         heights = (2.5 * size[0] / size[1] + 0.4, 2.0)
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         panels = above.subplots(1, len(maps) + 1)
         panels[0].imshow(shown)
         panels[0].set_title(f"{name} {100 * float(self.probabilities[column]):.0f} %", fontsize=11, parse_math=False)
-        for axes, (title, heat) in zip(panels[1:], maps, strict=True):
+        for axes, (title, added, heat) in zip(panels[1:], maps, strict=True):
             axes.imshow(shown.convert("L"), cmap="gray", vmin=-120, vmax=255)
-            # What stands out of the map: a score that is the same everywhere points nowhere.
-            heat = heat - heat.median()
-            most = float(heat.abs().max()) or 1.0
+            most = float(heat.abs().max()) or 1.0  # each map has its own scale; its sum is above it
             opacity = (heat.abs() / most).clamp(0, 1).sqrt().numpy()
             axes.imshow(heat.numpy(), cmap=_COLOURS, vmin=-most, vmax=most, alpha=0.85 * opacity)
-            axes.set_title(title, fontsize=10)
+            axes.set_title(f"{title}: {added:+.2f}", fontsize=10)
         for axes in panels:
             axes.set_axis_off()
         left, right = below.subplots(1, 2)
@@ -215,8 +251,12 @@ class Explanation:
         _bars(right, "related labels: change when the edge is removed", effects)
         return figure
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, report: dict[str, Any] | None = None) -> Path:
         """Write a folder with a picture a label and `explanation.json`, in one step; an older one of that name is replaced.
+
+        Args:
+            folder: Where.
+            report: What `to_dict` returned, where it was called already.
 
         Raises:
             MissingDependencyError: matplotlib is not installed.
@@ -229,29 +269,23 @@ class Explanation:
                 data = io.BytesIO()
                 figure.savefig(data, format="png", dpi=110, facecolor="white")
                 write_bytes(temporary / file_name, data.getvalue())
-            write_json(temporary / JSON_FILE, self.to_dict())
+            write_json(temporary / JSON_FILE, self.to_dict() if report is None else report)
         return folder
 
     def _grown(self, size: tuple[int, int]) -> list[Float[Tensor, "1 n H W"]]:
         """The map of each stage at one size."""
         return [grow(own, size, shift) for own, shift in zip(self.parts.stage_maps(), self.parts.shifts, strict=False)]
 
-    def _place(self, own: Float[Tensor, "1 1 h w"], shift: float) -> dict[str, Any]:
-        """Where one map adds most, and its size."""
-        return {"peak": _peak(grow(own, _grid(self.size), shift)[0, 0]), "size": list(own.shape[-2:])}
-
     def _sums(self, column: int) -> list[tuple[str, float]]:
         """The parts of one logit, in words."""
         found = []
-        for index, own in enumerate(self.parts.own):
-            found.append((f"stage {index + 1}, own", float(own[0, column].sum())))
-            if self.parts.by_group:
-                found.append((f"stage {index + 1}, groups", float(self.parts.by_group[index][0, column].sum())))
+        words = {"own": "own", "by_group": "groups", "by_others": "other labels"}
+        for index in range(len(self.parts.own)):
+            for key, maps in self._by_part().items():
+                found.append((f"stage {index + 1}, {words[key]}", float(maps[index][0, column].sum())))
         if self.parts.residual is not None:
             found.append(("residual", float(self.parts.residual[0, column].sum())))
-        found.append(("constant", float(self.parts.constant[column])))
-        if not self.parts.is_exact:
-            found.append(("rest (not linear)", float(self.parts.rest[0, column])))
+        found.append(("constant", float(self.parts.constant[0, column])))
         return found
 
 
@@ -260,11 +294,14 @@ def _grid(size: tuple[int, int], most: int = 64) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _peak(heat: Float[Tensor, "H W"]) -> list[float]:
-    """The middle of the region that adds most, as fractions of width and height."""
-    height, width = heat.shape
-    row, column = divmod(int(smooth(heat).argmax()), width)
-    return [(column + 0.5) / width, (row + 0.5) / height]
+def _peaks(heats: Float[Tensor, "n H W"]) -> list[list[float]]:
+    """The middle of the region that adds most, of each map, as fractions of width and height."""
+    width = heats.shape[-1]
+    found = []
+    for place in smooth(heats).flatten(1).argmax(dim=1).tolist():
+        row, column = divmod(place, width)
+        found.append([(column + 0.5) / width, (row + 0.5) / heats.shape[-2]])
+    return found
 
 
 def _bars(axes: Any, title: str, values: Sequence[tuple[str, float]]) -> None:
@@ -274,7 +311,7 @@ def _bars(axes: Any, title: str, values: Sequence[tuple[str, float]]) -> None:
         axes.spines[side].set_visible(False)
     colours = ["#b2182b" if value > 0 else "#2166ac" for value in sizes]
     axes.barh(range(len(names)), sizes, color=colours, height=0.7)
-    axes.set_ylim(-0.7, _NUM_BARS - 0.3)
+    axes.set_ylim(-0.7, max(_NUM_BARS, len(values)) - 0.3)
     axes.set_yticks(
         range(len(names)), [name if len(name) < 28 else f"{name[:27]}…" for name in names], fontsize=9, parse_math=False
     )

@@ -36,11 +36,15 @@ class EdgeRemovals:
 
     Args:
         model: The network, in evaluation mode.
-        most: How many labels to keep.
+        most_bytes: What is kept takes no more memory than about this.
     """
 
-    def __init__(self, model: MSRN, *, most: int = 32) -> None:
+    def __init__(self, model: MSRN, *, most_bytes: int = 2**28) -> None:
         self.model = model
+        groups = model.embed()
+        num_edges = int((model.label_group.adjacency > 0).sum(dim=0).max())
+        num_rows = len(groups.group_embeddings) + (1 if _is_per_label(model) else len(groups.label_embeddings))
+        most = max(1, most_bytes // max(1, 4 * num_edges * num_rows * groups.label_embeddings.shape[1]))
         self.whole = functools.cache(self._whole)
         self.of = functools.lru_cache(most)(self._of)
 

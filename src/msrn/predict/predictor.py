@@ -1,7 +1,7 @@
 """From images to ranked labels: what the command line, Python and every later front end share."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -120,18 +120,18 @@ class Predictor:
         return logits.double().cpu()
 
     def explain(
-        self, image: ImageLike, labels: Sequence[str] | None = None, *, top_k: int = 3, with_related: bool = True
+        self, image: ImageLike, labels: str | Sequence[str] | None = None, *, top_k: int = 3, with_related: bool = True
     ) -> Explanation:
         """Why an image has its labels: what each position, stage, group and related label adds to their scores.
 
         Args:
             image: A path or a Pillow image.
-            labels: Names of labels; by default the `top_k` most probable.
+            labels: A name of a label, or several; by default the `top_k` most probable.
             top_k: How many labels where none are named.
             with_related: Also what related labels do, which reads the label graph anew for each of their edges.
 
         Raises:
-            ModelError: The model is another head than MSRN, which has no explanation of its own.
+            ModelError: The model is another head than MSRN, which has no explanation of its own, or its output is not finite.
             LabelMismatchError: The model does not know a label.
             UnreadableImageError: The image cannot be read.
         """
@@ -140,52 +140,80 @@ class Predictor:
     def explain_stream(
         self,
         images: Iterable[ImageLike],
-        labels: Sequence[str] | None = None,
+        labels: str | Sequence[str] | None = None,
         *,
         top_k: int = 3,
         with_related: bool = True,
         batch_size: int = 8,
+        on_error: Callable[[UnreadableImageError], None] | None = None,
     ) -> Iterator[Explanation]:
-        """As `explain`, for many images: a batch a pass through the backbone, one image after the other from there on."""
+        """As `explain`, for many images: a batch a pass through the backbone, one image after the other from there on.
+
+        An image that cannot be read ends it, or is left out where `on_error` is given, which is then called.
+        """
         model = self.bundle.model
         if not isinstance(model, MSRN):
             raise ModelError(
                 f"a {self.bundle.architecture.get('name')} head has no attention to explain. Give a bundle whose head is MSRN."
             )
-        named = None if labels is None else self._indices(labels)
+        for name, number in (("top_k", top_k), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name} is at least 1, got {number}.")
+        named = None if labels is None else self._indices([labels] if isinstance(labels, str) else labels)
         membership = model.embed().assignment.cpu()
-        pending = iter(images)
-        while batch := list(islice(pending, batch_size)):
-            read = [to_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in batch]
-            tensors = torch.stack([self.bundle.preprocessing(rgb) for rgb in read]).to(self.device)
+        readable = self._readable(images, on_error)
+        while batch := list(islice(readable, batch_size)):
+            tensors = torch.stack([self.bundle.preprocessing(rgb) for _, rgb in batch]).to(self.device)
             tensors = tensors.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 stages = model.backbone(tensors)
-                if named is None:
-                    probs = self.bundle.probs(model.head(stages).double().cpu())
-                    chosen: list[list[int]] = probs.topk(min(top_k, len(self.label_names))).indices.tolist()
-                else:
-                    chosen = [named] * len(batch)
-            for index, (image, rgb, own) in enumerate(zip(batch, read, chosen, strict=True)):
+                logits = model.head(stages).double().cpu()
+            if not torch.isfinite(logits).all():
+                raise ModelError("the model's output is not finite. Check its weights: training may have diverged.")
+            probs = self.bundle.probs(logits)
+            for index, (image, rgb) in enumerate(batch):
+                own = probs[index].topk(min(top_k, len(self.label_names))).indices.tolist() if named is None else named
                 one, maps = tensors[index : index + 1], [stage[index : index + 1] for stage in stages]
                 parts = explain_logits(model, one, own, feature_maps=maps).to("cpu")
                 edges: list[Related] = []
                 if with_related:
                     edges = related_effects(model, one, own, feature_maps=maps, removals=self._removals)
-                every = torch.zeros(1, len(self.label_names), dtype=torch.float64)
-                every[:, own] = parts.logits.double()
                 yield Explanation(
                     rgb,
                     None if isinstance(image, Image.Image) else Path(image),
                     self.label_names,
                     parts,
-                    self.bundle.probs(every)[0, own],
+                    probs[index, own],
                     membership,
                     tuple(replace(edge, effects=edge.effects.cpu()) for edge in edges),
                 )
 
+    def _readable(
+        self, images: Iterable[ImageLike], on_error: Callable[[UnreadableImageError], None] | None
+    ) -> Iterator[tuple[ImageLike, Image.Image]]:
+        """Images with their pixels."""
+        for image in images:
+            try:
+                yield image, self._read(image)
+            except UnreadableImageError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+
+    def _read(self, image: ImageLike) -> Image.Image:
+        if not isinstance(image, Image.Image):
+            return read_image(image)
+        try:
+            return to_rgb(image)
+        except OSError as error:  # an opened file whose pixels turn out to be damaged
+            raise UnreadableImageError(
+                f"the image in memory cannot be read ({error}). Open it again, or leave it out."
+            ) from error
+
     def _indices(self, labels: Sequence[str]) -> list[int]:
-        """The numbers of labels by their names."""
+        """The numbers of labels by their names, each once."""
+        if not labels:
+            raise LabelMismatchError("no label was named. Name some, or none at all for the most probable.")
         unknown = [name for name in labels if name not in self.label_names]
         if unknown:
             close = difflib.get_close_matches(unknown[0], self.label_names, n=1)
@@ -193,7 +221,7 @@ class Predictor:
             raise LabelMismatchError(
                 f"the model knows no label '{unknown[0]}'.{hint} It knows {len(self.label_names)}."
             )
-        return [self.label_names.index(name) for name in labels]
+        return [self.label_names.index(name) for name in dict.fromkeys(labels)]
 
     def probs_of_split(
         self, images: LabelledImages, *, batch_size: int = 32, num_workers: int = 0
@@ -213,12 +241,9 @@ class Predictor:
     def _prepare(self, image: ImageLike) -> Tensor | str:
         """The network's input, or why there is none."""
         try:
-            rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+            return self.bundle.preprocessing(self._read(image))
         except UnreadableImageError as error:
             return str(error)
-        except OSError as error:  # an opened file whose pixels turn out to be damaged
-            return f"the image in memory cannot be read ({error}). Open it again, or leave it out."
-        return self.bundle.preprocessing(rgb)
 
     def rank(
         self, probs: Float[Tensor, "L"], *, threshold: float | None = None, top_k: int | None = None

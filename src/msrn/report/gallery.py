@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from msrn.errors import MissingDependencyError
+from msrn.errors import MissingDependencyError, MSRNError
 from msrn.explain import Explanation
 from msrn.explain.explanation import JSON_FILE
 from msrn.files import replace_folder, write_text
@@ -14,8 +15,12 @@ PAGE_FILE = "index.html"
 _PICTURE = r"\d\d+-.*\.png"
 
 
-def write_gallery(explanations: Iterable[Explanation], folder: str | Path) -> Path:
+def write_gallery(explanations: Iterable[tuple[Explanation, dict[str, Any]]], folder: str | Path) -> Path:
     """Write a folder an image, as `Explanation.save` does, and a page that shows all, in one step.
+
+    Args:
+        explanations: Each with what its `to_dict` returned.
+        folder: Where.
 
     Raises:
         MissingDependencyError: matplotlib or Jinja2 is not installed.
@@ -29,9 +34,9 @@ def write_gallery(explanations: Iterable[Explanation], folder: str | Path) -> Pa
     folder = Path(folder)
     with replace_folder(folder) as temporary:
         shown = []
-        for number, found in enumerate(explanations, start=1):
+        for number, (found, report) in enumerate(explanations, start=1):
             name = "image" if found.path is None else found.path.name
-            own = found.save(temporary / f"{number:03d}")
+            own = found.save(temporary / f"{number:03d}", report=report)
             rows = [
                 {"label": label, "probability": float(probability), "picture": f"{own.name}/{picture}"}
                 for label, probability, picture in zip(
@@ -46,8 +51,29 @@ def write_gallery(explanations: Iterable[Explanation], folder: str | Path) -> Pa
     return folder
 
 
-def is_gallery_file(path: Path) -> bool:
-    """Whether a file or folder is named as those that `write_gallery` and `Explanation.save` write."""
+def check_gallery_folder(folder: str | Path) -> None:
+    """Refuse a folder to write that holds anything but what `write_gallery` and `Explanation.save` write.
+
+    Raises:
+        MSRNError: It does; nothing in it is touched.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_ours(folder))):
+        raise MSRNError(f"--out {folder} holds other things; it is left alone. Give a new folder.")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder has our page or our JSON, and nothing else than goes with it; by content, not only by name."""
+    files = list(folder.iterdir())
+    return any(path.name in (JSON_FILE, PAGE_FILE) for path in files) and all(map(_is_our_file, files))
+
+
+def _is_our_file(path: Path) -> bool:
     if path.is_dir():
-        return re.fullmatch(r"\d\d\d+", path.name) is not None and all(map(is_gallery_file, path.iterdir()))
-    return path.name in (JSON_FILE, PAGE_FILE) or re.fullmatch(_PICTURE, path.name) is not None
+        return re.fullmatch(r"\d\d\d+", path.name) is not None and _is_ours(path)
+    content = path.read_bytes()
+    if path.name == PAGE_FILE:
+        return b'<meta name="generator" content="msrn">' in content
+    if path.name == JSON_FILE:
+        return b'"is_exact"' in content
+    return re.fullmatch(_PICTURE, path.name) is not None and b"Matplotlib" in content[:512]

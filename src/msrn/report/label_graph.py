@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
 # More groups than colours are told apart by shape, and then no more.
-GROUP_SHAPES = "osDv^"
+GROUP_SHAPES = "osDv"
+_NUM_STYLES = len(GROUP_COLOURS) * len(GROUP_SHAPES) - 1
+_REST = (GROUP_COLOURS[-1], GROUP_SHAPES[-1])
 
 PICTURE_SUFFIXES = (".svg", ".png")
 # Up to so many labels each is named, and all pairs pull on the layout; beyond, that would be neither readable nor quick.
@@ -27,7 +29,6 @@ _MAX_NAMED = 150
 _NUM_NAMED = 70
 _MAX_ARROWS = 600
 _MAX_LINES = 4000
-_MAX_IN_LEGEND = 40
 
 
 def draw_label_graph(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None = None) -> str:
@@ -98,7 +99,7 @@ def _draw(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None) -> "Fig
     sizes = 120 + 900 * shares if is_small else 10 + 200 * shares
     side = min(max(7.0, 1.6 * math.sqrt(num_labels)), 18.0)
     figure = Figure(figsize=(1.35 * side, side))
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes = figure.add_axes((0.0, 0.0, 1.0 if groups is None else 1 - 2.2 / (1.35 * side), 1.0))  # inches for the groups
     axes.set_axis_off()
     axes.margins(0.05)
     positions = _place(label_graph, edges)
@@ -120,7 +121,9 @@ def _draw(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None) -> "Fig
             arrowsize=9,
             connectionstyle="arc3,rad=0.08",
         )
-    styles = [_style(group) for group in (groups.tolist() if groups is not None else [0] * num_labels)]
+    order = _by_size(groups) if groups is not None else [0]
+    ranks = {group: rank for rank, group in enumerate(order)}
+    styles = [_style(ranks[group]) for group in (groups.tolist() if groups is not None else [0] * num_labels)]
     for colour, shape in dict.fromkeys(styles):
         inside = [node for node, style in enumerate(styles) if style == (colour, shape)]
         networkx.draw_networkx_nodes(
@@ -164,22 +167,35 @@ def _draw(label_graph: LabelGraph, groups: Int[np.ndarray, " L"] | None) -> "Fig
     return figure
 
 
-def _style(group: int) -> tuple[str, str]:
-    """Colour and shape of a group's labels."""
-    return GROUP_COLOURS[group % len(GROUP_COLOURS)], GROUP_SHAPES[group // len(GROUP_COLOURS) % len(GROUP_SHAPES)]
+def _by_size(groups: Int[np.ndarray, " L"]) -> list[int]:
+    """The groups that have labels, the largest first."""
+    numbers, counts = np.unique(groups, return_counts=True)
+    return [int(number) for number in numbers[np.argsort(-counts, kind="stable")]]
+
+
+def _style(rank: int) -> tuple[str, str]:
+    """Colour and shape of a group's labels; beyond those there are, the groups look alike."""
+    if rank >= _NUM_STYLES:
+        return _REST
+    return GROUP_COLOURS[rank % len(GROUP_COLOURS)], GROUP_SHAPES[rank // len(GROUP_COLOURS)]
 
 
 def _add_legend(axes: Any, groups: Int[np.ndarray, " L"]) -> None:
-    """The groups that have labels, with how many."""
+    """The groups that have labels, with how many, beside the drawing."""
     from matplotlib.lines import Line2D
 
+    def mark(style: tuple[str, str], name: str) -> Any:
+        return Line2D([], [], color=style[0], marker=style[1], linestyle="", markersize=8, label=name)
+
+    order = _by_size(groups)
     marks = []
-    numbers, counts = np.unique(groups, return_counts=True)
-    for group, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-        colour, shape = _style(group)
-        name = f"group {group}, {count} {'label' if count == 1 else 'labels'}"
-        marks.append(Line2D([], [], color=colour, marker=shape, linestyle="", markersize=8, label=name))
-    axes.legend(handles=marks[:_MAX_IN_LEGEND], loc="upper left", frameon=False, fontsize=10)
+    for rank, group in enumerate(order[:_NUM_STYLES]):
+        count = int((groups == group).sum())
+        marks.append(mark(_style(rank), f"group {group}, {count} {'label' if count == 1 else 'labels'}"))
+    if len(order) > _NUM_STYLES:
+        count = int(np.isin(groups, order[_NUM_STYLES:]).sum())
+        marks.append(mark(_REST, f"{len(order) - _NUM_STYLES} other groups, {count} labels"))
+    axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=10)
 
 
 def _most_likely(label_graph: LabelGraph, edges: Bool[np.ndarray, "L L"]) -> list[tuple[int, int]]:
