@@ -2,7 +2,7 @@
 
     python benchmarks/explain_time.py BUNDLE IMAGE ... --json benchmarks/results/explain-time.json
 
-Each round takes one image after the other through `predict`, `explain` of all labels without related labels, the same with its JSON,
+Each round takes one image after the other through `predict`, `explain` of all labels without related labels, the same with JSON,
 `explain` of the three most probable with related labels and JSON (what the command does), and `explain` of all labels with related
 labels. Reading and preprocessing are part of all. A ratio is taken within its round; the median and the range over rounds are kept.
 """
