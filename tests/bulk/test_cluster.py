@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 import msrn
 from msrn.bulk import find_images, tag_images
+from msrn.bundle import save_bundle
 from msrn.data import read_image
 from msrn.errors import MSRNError, SourceNotFoundError
 from msrn.predict import Predictor
@@ -41,7 +44,9 @@ def assert_same(found: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="needs msrn[ray]")
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    signal.signal(signal.SIGTERM, handler)  # which Ray takes for itself
     yield
     ray.shutdown()
 
@@ -166,6 +171,21 @@ def test_other_file_systems(
         list(find_images(["memory://bucket/none.png"]))
     with pytest.raises(SourceNotFoundError, match="cannot be read"):
         list(find_images(["nosuch://bucket"]))
+
+
+def test_a_cluster_of_its_own_leaves_signals_alone(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, msrn\n"
+        "from msrn.bulk import tag_images\n"
+        "tag_images(msrn.load(sys.argv[1]), [sys.argv[2]], sys.argv[3], engine='ray', num_workers=1)\n"
+        "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL"
+    )
+    pytest.importorskip("ray", reason="needs msrn[ray]")
+    bundle = save_bundle(predictor.bundle, tmp_path / "bundle")
+    command = [sys.executable, "-c", code, bundle, photos, tmp_path / "tags.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "tags.csv").read_text().splitlines()) == 13
 
 
 def test_engines_are_known(predictor: Predictor, photos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -93,6 +95,8 @@ def predict(
     was_started = ray.is_initialized()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Ray takes SIGTERM for itself, and would end this process with another exit code than everyone expects.
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             if not was_started:
                 ray.init(
@@ -102,6 +106,8 @@ def predict(
             raise MSRNError(
                 f"Ray cannot be started ({error}). Check RAY_ADDRESS, or leave --engine ray out."
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
         try:
             yield from _stream(
                 predictor,
