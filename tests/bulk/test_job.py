@@ -93,13 +93,19 @@ def test_every_format_says_the_same(predictor: Predictor, photos: Path, tmp_path
     with (tmp_path / "t.csv").open(newline="") as file_:
         rows = list(csv.DictReader(file_))
     cells = {
-        row["path"]: [row[column].split("|") if row[column] else [] for column in ("labels", "probabilities")]
+        row["path"]: [
+            row[column].split("|") if row[column] not in ("", "[]") else [] for column in ("labels", "probabilities")
+        ]
         for row in rows
     }
     assert_same(
         {path: dict(zip(labels, map(float, probs), strict=True)) for path, (labels, probs) in cells.items()}, expected
     )
-    assert len(open_source(tmp_path / "t.csv").read("train")) == 12  # what was predicted may be trained on
+    split = open_source(tmp_path / "t.csv").read("train")  # what was predicted may be trained on
+    names = open_source(tmp_path / "t.csv").label_names
+    for path, target in zip(split.paths, split.target, strict=True):
+        assert {name for name, value in zip(names, target, strict=True) if value == 1} == set(expected[str(path)])
+        assert (target != -1).all()  # none of the labels is known too
 
     fiftyone = json.loads((tmp_path / "f.json").read_text())
     assert fiftyone["classes"] == list(predictor.label_names)
@@ -239,9 +245,9 @@ def test_another_job_is_not_mixed_in(predictor: Predictor, photos: Path, tmp_pat
 
     with pytest.raises(StoppedError):
         tag(on_progress=stop_after(4))
-    with pytest.raises(MSRNError, match=r"holds an unfinished job with another threshold\. .*--restart"):
+    with pytest.raises(MSRNError, match=r"holds an unfinished job that differs in threshold\. .*--restart"):
         tag(threshold=0.1)
-    with pytest.raises(MSRNError, match="unfinished job with another sources"):
+    with pytest.raises(MSRNError, match="unfinished job that differs in sources"):
         tag(photos / "b")
     (photos / "000.png").write_bytes((photos / "02.png").read_bytes())  # one that comes first
     with pytest.raises(MSRNError, match="no longer those that the unfinished job"):

@@ -48,6 +48,7 @@ def test_killed_three_times(bundle_dir: Path, tmp_path: Path) -> None:
 
     ended = subprocess.run([*command, "--out", out], check=True, env=environment, capture_output=True, text=True)
     assert f"{NUM_IMAGES} images tagged" in ended.stdout
+    assert "went on behind" in ended.stdout
     assert out.read_text() == whole.read_text()
     paths = [line.split(",")[0] for line in out.read_text().splitlines()[1:]]
     assert len(paths) == len(set(paths)) == NUM_IMAGES

@@ -73,7 +73,7 @@ def bundle(data, tmp_path_factory) -> Path:
 
 def test_version_and_help(capsys):
     assert run(capsys, "--version")[1].startswith("msrn ")
-    for command in ("demo", "train", "evaluate", "predict", "import-published"):
+    for command in ("demo", "train", "evaluate", "predict", "explain", "export", "push", "import-published"):
         code, out, _ = run(capsys, command, "--help")
         assert code == 0
         assert "Examples:" in out

@@ -278,7 +278,7 @@ def test_command(capsys: pytest.CaptureFixture[str], label_graph: LabelGraph, tm
         noise(seed).save(tmp_path / "photos" / f"{seed}.png")
     out = tmp_path / "model.onnx"
     code, _, err = run(capsys, "export", folder, "--out", out)
-    assert (code, "Or give images by --calibration" in err) == (1, True)
+    assert (code, "Give images as varied as those to come by --calibration" in err) == (1, True)
     code, shown, err = run(
         capsys, "export", folder, "--out", out, "--calibration", tmp_path / "photos", "--json", tmp_path / "e.json"
     )

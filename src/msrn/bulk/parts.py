@@ -98,7 +98,7 @@ class Parts:
             raise MSRNError(f"{job_file} is damaged. Add --restart to begin anew.") from error
         if differing:
             raise MSRNError(
-                f"{self.folder} holds an unfinished job with another {differing[0]}. Give what that job was given to go on with "
+                f"{self.folder} holds an unfinished job that differs in {differing[0]}. Give what that job was given to go on with "
                 "it, another --out, or --restart to begin anew."
             )
         found = []

@@ -214,7 +214,8 @@ def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[st
         return
     matches = _matches(str(path)) if glob.has_magic(source) else []
     if not matches:
-        raise SourceNotFoundError(f"{source} does not exist. Check the path; relative ones start at {Path.cwd()}.")
+        what = "matches no file" if glob.has_magic(source) else "does not exist"
+        raise SourceNotFoundError(f"{source} {what}. Check the path; relative ones start at {Path.cwd()}.")
     for match in matches:
         yield from _images_in(match, path_column)
 

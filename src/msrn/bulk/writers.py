@@ -70,7 +70,10 @@ def write_parquet(rows: Iterable[Row], out: Path, about: About) -> None:
 
 
 def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
-    """Columns `path`, `labels` and `probabilities`, the last two with `|` between the values; a table that `msrn train` reads."""
+    """Columns `path`, `labels` and `probabilities`, the last two with `|` between the values; a table that `msrn train` reads.
+
+    An image with none of the labels has `[]`.
+    """
     with (
         replace_file(out) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -78,7 +81,8 @@ def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "labels", "probabilities"))
         for row in _readable(rows):
-            names = _SEPARATOR.join(label["name"] for label in row["labels"])
+            # A blank cell would say that nobody looked.
+            names = _SEPARATOR.join(label["name"] for label in row["labels"]) or "[]"
             writer.writerow((row["path"], names, _SEPARATOR.join(str(label["probability"]) for label in row["labels"])))
 
 

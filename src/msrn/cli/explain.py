@@ -25,7 +25,7 @@ _LEAST_EFFECT = 0.005  # of related labels that are named
 
 
 def explain(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder; its head is MSRN.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or hub:OWNER/NAME; its head is MSRN.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     labels: Annotated[
         str | None, typer.Option(help="Labels to explain, as a,b,c; by default the most probable.", show_default=False)

@@ -24,7 +24,7 @@ _MOST_CHECKED = 256
 
 
 def export(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or hub:OWNER/NAME.")],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File to write: .onnx, or .pt2 (torch.export).", show_default=False)
     ],
@@ -128,8 +128,11 @@ def _calibration_images(bundle: "Bundle", folder: Path) -> list[Any]:
 
     try:
         return list(validation_images(bundle, folder).paths)
-    except DataError as error:
-        raise DataError(f"{error} Or give images by --calibration.") from error
+    except DataError:
+        raise DataError(
+            f"{folder} does not lie in the folder of its run, or the run's data has changed, so that there are no validation "
+            "images to fix the attention by. Give images as varied as those to come by --calibration."
+        ) from None
 
 
 def _spread(paths: list[Any], most: int) -> list[Any]:

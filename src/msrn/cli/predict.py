@@ -1,5 +1,6 @@
 """`msrn predict`."""
 
+import glob
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +30,11 @@ EPILOG = """Examples:
   msrn predict BUNDLE photos/ --out tasks.json --format label-studio"""
 
 _SECONDS_BETWEEN_LINES = 60.0
+_WITH_OUT = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar")
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or hub:OWNER/NAME.")],
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -153,6 +155,8 @@ def predict(
             on_progress=progress.show,
         )
     rate = (result.num_images + result.num_unreadable - result.num_resumed) / max(result.seconds, 1e-9)
+    if result.num_resumed:
+        console.print(f"went on behind {result.num_resumed:,} images that were done", highlight=False)
     console.print(
         f"{result.num_images:,} images tagged, {rate:,.1f} a second: {result.out}",
         markup=False,
@@ -196,8 +200,15 @@ def _print(
 
     from msrn.cli.output import shown_labels
     from msrn.data import list_images
+    from msrn.errors import MSRNError
     from msrn.files import JSONLinesWriter
 
+    packed = [source for source in sources if source == "-" or "://" in source or source.lower().endswith(_WITH_OUT)]
+    packed += [source for source in sources if glob.has_magic(source) and not Path(source).exists()]
+    if packed:
+        raise MSRNError(
+            f"{packed[0]}: tables, archives, globs, addresses and lists are tagged into a file. Add --out FILE."
+        )
     paths = list_images(sources)
     num_failed = 0
     with (

@@ -248,7 +248,7 @@ class Explanation:
         left, right = below.subplots(1, 2)
         _bars(left, "adds to the logit", self._sums(column))
         effects = [(row["label"], row["effect"]) for row in self.related[name][:_NUM_BARS]]
-        _bars(right, "related labels: change when the edge is removed", effects)
+        _bars(right, "related labels: what their edge adds", effects)
         return figure
 
     def save(self, folder: str | Path, *, report: dict[str, Any] | None = None) -> Path:
