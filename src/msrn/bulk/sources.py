@@ -25,11 +25,11 @@ _MAX_BYTES = 200 * 2**20
 ImageRef = Path | PackedImage
 
 
-class WebImage(PackedImage):
-    """An image at a web address, fetched when it is read.
+class RemoteImage(PackedImage):
+    """An image at an address, fetched when it is read.
 
     Args:
-        address: Beginning with http:// or https://.
+        address: With its scheme: http://, https://, or one of a file system that fsspec knows (s3://, gs://, memory:// and others).
     """
 
     __slots__ = ("address",)
@@ -46,20 +46,8 @@ class WebImage(PackedImage):
         Raises:
             UnreadableImageError: It cannot be fetched, or has more than 200 MB.
         """
-        request = urllib.request.Request(self.address, headers={"User-Agent": "msrn"})
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-                content: bytes = answer.read(_MAX_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise UnreadableImageError(
-                f"{self.address}: the server answers {error.code} {error.reason}. Check the address, or give the file itself."
-            ) from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise UnreadableImageError(
-                f"{self.address}: cannot be fetched ({reason}). Check the address and the network, or give the file itself."
-            ) from error
+        fetch = _fetch_from_web if self.address.startswith(_SCHEMES) else _fetch_from_file_system
+        content = fetch(self.address)
         if len(content) > _MAX_BYTES:
             raise UnreadableImageError(f"{self.address}: more than {_MAX_BYTES // 2**20} MB. Give a smaller file.")
         return content
@@ -69,39 +57,33 @@ class WebImage(PackedImage):
         return True
 
 
-class RemoteImage(PackedImage):
-    """An image on a file system that fsspec knows (s3://, gs://, memory:// and others).
+def _fetch_from_web(address: str) -> bytes:
+    request = urllib.request.Request(address, headers={"User-Agent": "msrn"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            content: bytes = answer.read(_MAX_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise UnreadableImageError(
+            f"{address}: the server answers {error.code} {error.reason}. Check the address, or give the file itself."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UnreadableImageError(
+            f"{address}: cannot be fetched ({reason}). Check the address and the network, or give the file itself."
+        ) from error
+    return content
 
-    Args:
-        address: With its scheme.
-    """
 
-    __slots__ = ("address",)
+def _fetch_from_file_system(address: str) -> bytes:
+    import fsspec
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def __fspath__(self) -> str:
-        return self.address
-
-    def read_bytes(self) -> bytes:
-        """The file's content.
-
-        Raises:
-            UnreadableImageError: It cannot be read.
-        """
-        import fsspec
-
-        try:
-            with fsspec.open(self.address, "rb") as file:
-                content: bytes = file.read()
-        except Exception as error:  # every file system has its own
-            raise UnreadableImageError(f"{self.address}: cannot be read ({error}). Check the address.") from error
-        return content
-
-    def is_file(self) -> bool:
-        """Whether it can be read is not known before."""
-        return True
+    try:
+        with fsspec.open(address, "rb") as file:
+            content: bytes = file.read(_MAX_BYTES + 1)
+    except Exception as error:  # every file system has its own
+        raise UnreadableImageError(f"{address}: cannot be read ({error}). Check the address.") from error
+    return content
 
 
 class ClosedFolder(PackedImage):
@@ -203,7 +185,7 @@ def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[st
                 yield _named(name)
         return
     if source.startswith(_SCHEMES):
-        yield WebImage(source)
+        yield RemoteImage(source)
         return
     if "://" in source:
         yield from _remote_images(source)
@@ -300,8 +282,6 @@ def _images_of_table(table: Path, path_column: str | None) -> Iterator[ImageRef]
 
 def _named(name: str, folder: Path | None = None) -> ImageRef:
     """What a line or a cell names."""
-    if name.startswith(_SCHEMES):
-        return WebImage(name)
     if "://" in name:
         return RemoteImage(name)
     path = _expanded(name)
