@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from msrn.bulk.local import Row, to_rows
+from msrn.bulk.reader import empty_batch, read_into
 from msrn.bulk.sources import ImageRef
-from msrn.data.images import read_image
 from msrn.data.packed import TarMember
-from msrn.errors import MissingDependencyError, MSRNError, UnreadableImageError
+from msrn.errors import MissingDependencyError, MSRNError
 from msrn.predict import Predictor
 
 # Images that are handed to the cluster at a time: this many names and rows are held here.
@@ -43,19 +42,12 @@ class _Tagger:
         self.options = options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        tensors: list[Tensor] = []
-        names: list[str] = []
-        errors: list[str | None] = []
-        names += map(str, batch["name"])
-        for ref in batch["ref"]:
-            try:
-                tensors.append(self.predictor.bundle.preprocessing(read_image(ref)))
-            except UnreadableImageError as error:
-                errors.append(str(error))
-            else:
-                errors.append(None)
-        probs = self.predictor.probs(torch.stack(tensors)) if tensors else ()
-        rows = to_rows(self.predictor, names, errors, probs, **self.options)
+        preprocessing = self.predictor.bundle.preprocessing
+        images = empty_batch(len(batch["ref"]), preprocessing)
+        errors = read_into(images, list(batch["ref"]), preprocessing)
+        images = images[: errors.count(None)]
+        probs = self.predictor.probs(images) if len(images) else ()
+        rows = to_rows(self.predictor, [str(name) for name in batch["name"]], errors, probs, **self.options)
         return {"row": [json.dumps(row) for row in rows]}
 
 

@@ -73,7 +73,7 @@ def tag_images(
 
     Images are read by worker processes, predictions written in parts to a folder beside `out` (`out` with `.parts` behind).
     Killed at any moment and started again with the same arguments it goes on behind the last part: no image is lost and none comes
-    twice. At the end the parts become `out`. Memory does not grow with the number of images.
+    twice. At the end the parts become `out`. What is held at a time are some batches, one part, and the names of one folder.
 
     Args:
         predictor: The model.

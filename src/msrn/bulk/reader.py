@@ -1,7 +1,7 @@
 """Reading images in worker processes, batch by batch, in order; what cannot be read is said, not raised."""
 
 import multiprocessing
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
@@ -35,6 +35,27 @@ class ReadBatch(NamedTuple):
     errors: list[str | None]
 
 
+def read_into(
+    images: Float[Tensor, "B 3 H W"], refs: Sequence[ImageRef], preprocessing: Preprocessing
+) -> list[str | None]:
+    """Read images, those that can be read into the first rows of `images`; for each why it could not be read, or None."""
+    errors: list[str | None] = []
+    for ref in refs:
+        try:
+            # At its own size, as everywhere outside of training: the same image has the same answer.
+            preprocessing(read_image(ref), out=images[errors.count(None)])
+        except UnreadableImageError as error:
+            errors.append(str(error))
+        else:
+            errors.append(None)
+    return errors
+
+
+def empty_batch(count: int, preprocessing: Preprocessing) -> Float[Tensor, "B 3 H W"]:
+    """Room for so many images, in `channels_last` order."""
+    return torch.empty(count, *preprocessing.size, 3).permute(0, 3, 1, 2)
+
+
 class _Reader(Dataset[ReadBatch]):
     def __init__(self, preprocessing: Preprocessing, batches: SharedBatches | None) -> None:
         self.preprocessing = preprocessing
@@ -43,21 +64,10 @@ class _Reader(Dataset[ReadBatch]):
     def __getitems__(self, refs: list[ImageRef]) -> tuple[Any, list[str], list[str | None]]:
         batches = self.batches if get_worker_info() is not None else None
         slot = batches.claim() if batches is not None else None
-        if batches is None or slot is None:
-            images = torch.empty(len(refs), *self.preprocessing.size, 3).permute(0, 3, 1, 2)
-        else:
-            images = batches.images(slot, len(refs))
-        errors: list[str | None] = []
-        num_read = 0
-        for ref in refs:
-            try:
-                # At its own size, as everywhere outside of training: the same image has the same answer.
-                self.preprocessing(read_image(ref), out=images[num_read])
-            except UnreadableImageError as error:
-                errors.append(str(error))
-            else:
-                num_read += 1
-                errors.append(None)
+        shared = None if batches is None or slot is None else batches.images(slot, len(refs))
+        images = empty_batch(len(refs), self.preprocessing) if shared is None else shared
+        errors = read_into(images, refs, self.preprocessing)
+        num_read = errors.count(None)
         names = [str(ref) for ref in refs]
         if batches is None or slot is None:
             return images[:num_read], names, errors

@@ -45,13 +45,7 @@ class EdgeRemovals:
         num_edges = int((model.label_group.adjacency > 0).sum(dim=0).max())
         num_rows = len(groups.group_embeddings) + (1 if _is_per_label(model) else len(groups.label_embeddings))
         most = max(1, most_bytes // max(1, 4 * num_edges * num_rows * groups.label_embeddings.shape[1]))
-        self.whole = functools.cache(self._whole)
         self.of = functools.lru_cache(most)(self._of)
-
-    @torch.no_grad()
-    def _whole(self) -> LabelGroups:
-        """With all edges."""
-        return self.model.embed()
 
     @torch.no_grad()
     def _of(self, label: int) -> tuple[tuple[int, LabelGroups], ...]:
@@ -111,7 +105,7 @@ def related_effects(
         without = removals.of(label)
         if not without:
             continue
-        whole = removals.whole()
+        whole = model.embed()
         graphs = [_rows(whole, [label]) if _is_per_label(model) else whole, *(groups for _, groups in without)]
         with_all, *others = _attended_logits(model, projected, graphs, label)
         edges = [

@@ -42,7 +42,7 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = bundle.model.to(self.device).eval()
         self.model = InferenceMSRN(model) if isinstance(model, MSRN) else model
-        self._removals = EdgeRemovals(model) if isinstance(model, MSRN) else None
+        self._removals: EdgeRemovals | None = None
         use_channels_last(self.model)
 
     @property
@@ -160,6 +160,8 @@ class Predictor:
             if number < 1:
                 raise ValueError(f"{name} is at least 1, got {number}.")
         named = None if labels is None else self._indices([labels] if isinstance(labels, str) else labels)
+        if with_related and self._removals is None:
+            self._removals = EdgeRemovals(model)
         membership = model.embed().assignment.cpu()
         readable = self._readable(images, on_error)
         while batch := list(islice(readable, batch_size)):
