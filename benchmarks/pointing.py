@@ -1,7 +1,7 @@
 """Do the maps point at the objects? On PASCAL VOC, which has boxes.
 
 pip install grad-cam
-python benchmarks/pointing.py BUNDLE VOCdevkit SPLIT --json benchmarks/results/pointing-voc.json [--curves 150]
+python benchmarks/pointing.py BUNDLE VOCdevkit SPLIT --json benchmarks/results/pointing-voc.json [--curves 400]
 
 Pointing game (Zhang et al., https://arxiv.org/abs/1608.00507): for every present label of every image, whether the peak of the
 map lies in a box of that label. Beside each stage, the residual and all together: Grad-CAM on the last stage of the same
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("data", type=Path)
     parser.add_argument("split", help="or 'held-out': the validation images of the bundle's run")
-    parser.add_argument("--curves", type=int, default=150, help="pairs of image and label for deletion and insertion")
+    parser.add_argument("--curves", type=int, default=400, help="pairs of image and label for deletion and insertion")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     # After msrn, which brings torchvision in.
@@ -150,12 +150,9 @@ def main() -> None:
             hits["centre of the image"].append(is_hit(middle, own))
             if len(curves["all together"]) < args.curves:
                 maps["random order"] = torch.from_numpy(rng.random((7, 7))).float()
-                for name in ("all together", "residual", "Grad-CAM", "Grad-CAM, aligned as ours", "random order"):
-                    if name in maps:
-                        both = [
-                            curve(model, tensor, maps[name].float(), label, is_insertion=how) for how in (False, True)
-                        ]
-                        curves[name].append((both[0], both[1]))
+                for name, heat in maps.items():
+                    both = [curve(model, tensor, heat.float(), label, is_insertion=how) for how in (False, True)]
+                    curves[name].append((both[0], both[1]))
     found: dict[str, Any] = {
         "machine": machine(),
         "pairs": len(hits["all together"]),
@@ -175,6 +172,15 @@ def main() -> None:
             "mean": float(difference.mean()),
             "standard_error": error,
         }
+    for index, kind in enumerate(("deletion", "insertion")):
+        ours = np.array([own[index] for own in curves["all together"]])
+        for name in ("Grad-CAM", "Grad-CAM, aligned as ours", "residual", "random order"):
+            difference = ours - np.array([own[index] for own in curves[name]])
+            error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+            found.setdefault(f"all_together_minus_{kind}", {})[name] = {
+                "mean": float(difference.mean()),
+                "standard_error": error,
+            }
     write_json(args.json, found)
     for name, value in found["pointing"].items():
         deletion, insertion = (found[kind].get(name, float("nan")) for kind in ("deletion", "insertion"))

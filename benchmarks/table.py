@@ -389,13 +389,17 @@ def pointing() -> str:
 def explain_time() -> str:
     """How long explaining takes beside prediction."""
     found = read("explain-time")
+    ways = dict(found)
+    for count, own in found.get("untrained", {}).items():
+        ways[f"predict {count} labels, untrained"] = own["predict"]
+        ways[f"explain all {count} labels, untrained"] = own["explain all labels"]
     rows = [
         [
             name,
             f"{1000 * own['seconds']:.0f}",
             "{median:.2f} ({least:.2f} to {most:.2f})".format(**own["times_prediction"]),
         ]
-        for name, own in found.items()
+        for name, own in ways.items()
         if isinstance(own, dict) and "times_prediction" in own
     ]
     return lines(["for one image", "ms", "times prediction"], rows)

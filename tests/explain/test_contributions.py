@@ -86,7 +86,7 @@ def test_a_map_is_that_of_a_plain_loop(label_graph: LabelGraph) -> None:
 def test_labels_block_by_block_are_labels_at_once(label_graph: LabelGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = make(label_graph), torch.randn(2, 3, 64, 64)
     at_once = explain_logits(model, images, range(6))
-    monkeypatch.setattr("msrn.explain.contributions._BLOCK_SIZE", 1)
+    monkeypatch.setattr("msrn.explain.shares.BLOCK_SIZE", 1)
     for one, other in zip(explain_logits(model, images, range(6)).own, at_once.own, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -126,3 +126,19 @@ def test_maps_of_groups_add_up_to_the_groups(label_graph: LabelGraph) -> None:
 def test_training_mode_is_refused(label_graph: LabelGraph) -> None:
     with pytest.raises(ValueError, match=r"in training mode.*Call model\.eval\(\) first"):
         explain_logits(make(label_graph).train(), torch.randn(2, 3, 64, 64), [0])
+
+
+@pytest.mark.parametrize("classifier", ["per-label", "published"])
+def test_groups_apart_and_together_are_the_same(
+    label_graph: LabelGraph, classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(label_graph, **(PUBLISHED if classifier == "published" else {}))
+    images = torch.randn(2, 3, 64, 64)
+    apart = explain_logits(model, images, [1, 3])
+    monkeypatch.setattr("msrn.explain.contributions._MOST_OF_GROUPS", 0)
+    together = explain_logits(model, images, [1, 3])
+    assert apart.group_maps
+    assert not together.group_maps
+    torch.testing.assert_close(together.groups, apart.groups, rtol=1e-4, atol=1e-4)
+    for one, other in zip(together.by_group, apart.by_group, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -22,14 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msrn.explain.alignment import projected_shifts, stage_shifts
+from msrn.explain.shares import own_shares, shares_of_each, shares_of_sum
 from msrn.models import MSRN
 from msrn.models.attention import label_attention
 from msrn.models.baselines import PooledHead
 from msrn.models.classifier import JointClassifier, PerLabelClassifier
 from msrn.models.residual import AttendedHead
+from msrn.ops.semantic_attention.nodes import Channels
 
-# Numbers of one block: images x labels x positions x channels.
-_BLOCK_SIZE = 2**22
+# Greatest number of images x labels x groups x positions at which groups have maps of their own.
 _MOST_OF_GROUPS = 2**22
 _WINDOW = 3 / 16
 
@@ -141,6 +142,7 @@ def explain_logits(
     labels: Sequence[int],
     *,
     feature_maps: Sequence[Float[Tensor, "B _c _h _w"]] | None = None,
+    logits: Float[Tensor, "B L"] | None = None,
 ) -> Contributions:
     """What adds up to the logits of the labels chosen.
 
@@ -151,6 +153,7 @@ def explain_logits(
         images: A batch, preprocessed.
         labels: Indices of labels.
         feature_maps: What the backbone makes of the images, where that is known already.
+        logits: What the head makes of the feature maps, where that is known already.
 
     Raises:
         ValueError: The model is in training mode.
@@ -160,42 +163,47 @@ def explain_logits(
     chosen = list(labels)
     if feature_maps is None:
         feature_maps = model.backbone(images)
-    projected = [stage.float() for stage in model.attention.project(feature_maps)]
+    projected = [stage.float().contiguous() for stage in model.attention.project(feature_maps)]
     label_groups = model.embed()
     factor = model.path_weight
     classifier = model.classifier
     membership = label_groups.assignment[chosen]  # (n, G)
+    others: _Slopes | None = None
     if isinstance(classifier, PerLabelClassifier):
         own_slopes = (classifier.scale * classifier.label_weight[chosen]).unsqueeze(0)  # (1, n, S·D)
-        if classifier.group_weight is None:
-            group_slopes = own_slopes.new_zeros(1, len(chosen), 0, own_slopes.shape[-1])
-        else:
-            shared = classifier.scale * classifier.group_weight[chosen]
-            group_slopes = (membership.unsqueeze(-1) * shared.unsqueeze(1)).unsqueeze(0)  # (1, n, G, S·D)
-        label_slopes = None
+        shared = own_slopes if classifier.group_weight is None else classifier.scale * classifier.group_weight[chosen]
+        slopes = _Slopes(shared.reshape(1, len(chosen), 1, -1), membership)
         constant = classifier.bias[chosen].expand(len(images), -1)
     else:
         pooled = model.attention.attend(projected, label_groups)  # (B, L, S·D), (B, G, S·D)
         label_slopes, group_slopes, constant = _slopes(classifier, *pooled, chosen)
         own_slopes = label_slopes[:, range(len(chosen)), chosen]
         label_slopes[:, range(len(chosen)), chosen] = 0.0  # what is left are others
-    logits: Tensor = model.head(feature_maps, label_groups)[:, chosen]
-    dim = label_groups.label_embeddings.shape[1]
+        slopes, others = _Slopes(group_slopes), _Slopes(label_slopes)
+    if logits is None:
+        logits = model.head(feature_maps, label_groups)
+    logits = logits[:, chosen]
+    embeddings = label_groups.group_embeddings
+    dim = embeddings.shape[1]
     kind = model.attention.kind
     own_maps, shared_maps, other_maps, group_maps = [], [], [], []
-    by_group = logits.new_zeros(len(images), len(chosen), membership.shape[1])
     for stage, values in enumerate(projected):
         part = slice(stage * dim, (stage + 1) * dim)
         own_maps.append(factor * _own_map(values, label_groups.label_embeddings[chosen], own_slopes[..., part], kind))
-        if membership.shape[1]:
-            total, each, maps = _group_maps(values, label_groups.group_embeddings, group_slopes[..., part], kind)
-            shared_maps.append(factor * total)
-            by_group += factor * each
-            if maps is not None:
-                group_maps.append(factor * maps)
-        if label_slopes is not None:
-            total, _, _ = _group_maps(values, label_groups.label_embeddings, label_slopes[..., part], kind, keep=False)
-            other_maps.append(factor * total)
+        if len(embeddings):
+            size = len(images) * membership.numel() * values.shape[2:].numel()
+            maps = factor * _shared_maps(values, embeddings, slopes.part(part), kind, apart=size <= _MOST_OF_GROUPS)
+            if size <= _MOST_OF_GROUPS:
+                group_maps.append(maps)
+            shared_maps.append(maps.sum(dim=2) if size <= _MOST_OF_GROUPS else maps)
+        if others is not None:
+            labels_apart = label_groups.label_embeddings
+            other_maps.append(factor * _shared_maps(values, labels_apart, others.part(part), kind, apart=False))
+    is_apart = len(group_maps) == len(projected)
+    if is_apart and group_maps:
+        by_group = sum((maps.sum(dim=(-2, -1)) for maps in group_maps[1:]), start=group_maps[0].sum(dim=(-2, -1)))
+    else:
+        by_group = factor * slopes.pooled(model.attention.pool(projected, embeddings))
     shifts = stage_shifts(model, (images.shape[-2], images.shape[-1]))
     residual, bias = None, constant.new_zeros(())
     if model.residual is not None:
@@ -211,7 +219,7 @@ def explain_logits(
         tuple(own_maps),
         tuple(shared_maps),
         tuple(other_maps),
-        tuple(group_maps) if len(group_maps) == len(projected) else (),
+        tuple(group_maps) if is_apart else (),
         by_group,
         residual,
         constant,
@@ -229,45 +237,65 @@ def _own_map(
     """What each position adds through the attention of each label."""
     if kind == "label":
         return label_attention(values, embeddings) * torch.einsum("bdhw,bnd->bnhw", values, _whole(slopes, values))
-    num_images, _, height, width = values.shape
-    flat = values.flatten(2)  # (B, D, P)
-    maps = values.new_empty(num_images, len(embeddings), height * width)
-    step = max(1, _BLOCK_SIZE // max(1, flat.numel()))
-    for start in range(0, len(embeddings), step):
-        block = slice(start, start + step)
-        weights = (flat.unsqueeze(1) * embeddings[block, :, None]).softmax(dim=-1)  # (B, n', D, P)
-        weights *= flat.unsqueeze(1)
-        maps[:, block] = torch.einsum("bndp,bnd->bnp", weights, _whole(slopes[:, block], values))
-    whole: Tensor = maps.unflatten(2, (height, width))
+    shares: Tensor = own_shares(values.flatten(2), embeddings, slopes).unflatten(2, values.shape[2:])
+    return shares
+
+
+def _shared_maps(
+    values: Float[Tensor, "B D h w"], embeddings: Float[Tensor, "E D"], slopes: "_Slopes", kind: str, *, apart: bool
+) -> Float[Tensor, "B n h w"] | Float[Tensor, "B n E h w"]:
+    """What each position adds through the attention of all groups (or labels) together, or of each apart."""
+    flat = values.flatten(2)
+    if kind == "label":
+        attention = label_attention(values, embeddings).flatten(2)  # (B, E, P)
+        each = (attention[:, index, None] * (slopes.of(index) @ flat) for index in range(len(embeddings)))
+        shares = torch.stack(list(each), dim=2) if apart else sum(each, start=flat.new_zeros(()))
+    elif apart:
+        shares = shares_of_each(flat, embeddings, slopes.of, slopes.num_rows)
+    else:
+        shares = shares_of_sum(flat, embeddings, slopes.mix, slopes.of, slopes.num_rows)
+    whole: Tensor = shares.unflatten(-1, values.shape[2:])
     return whole
 
 
-def _group_maps(
-    values: Float[Tensor, "B D h w"],
-    embeddings: Float[Tensor, "G D"],
-    slopes: Float[Tensor, "_ n G D"],
-    kind: str,
-    *,
-    keep: bool = True,
-) -> tuple[Float[Tensor, "B n h w"], Float[Tensor, "B n G"], Float[Tensor, "B n G h w"] | None]:
-    """What each position adds through all groups together, what each group adds, and, if that is not large, both at once."""
-    num_images, _, height, width = values.shape
-    flat = values.flatten(2)
-    total = values.new_zeros(num_images, slopes.shape[1], height * width)
-    each = values.new_empty(num_images, slopes.shape[1], len(embeddings))
-    is_small = keep and each.numel() * height * width <= _MOST_OF_GROUPS
-    maps = values.new_empty(*each.shape, height, width) if is_small else None
-    for group, embedding in enumerate(embeddings):
-        if kind == "label":
-            weights = label_attention(values, embedding.unsqueeze(0)).flatten(2) * flat
-        else:
-            weights = (flat * embedding[:, None]).softmax(dim=-1) * flat  # (B, D, P)
-        added = torch.einsum("bdp,bnd->bnp", weights, _whole(slopes[:, :, group], values))
-        total += added
-        each[:, :, group] = added.sum(-1)
-        if maps is not None:
-            maps[:, :, group] = added.unflatten(2, (height, width))
-    return total.unflatten(2, (height, width)), each, maps
+@dataclass(frozen=True)
+class _Slopes:
+    """How much the logit of each row changes with what each group (or label) pools: slopes[b, n, e, d] = share[n, e] · weight.
+
+    Attributes:
+        weight: One for all of them, or one each; of all images, or of each.
+        share: Each row's membership in each group; None where the weight has it.
+    """
+
+    weight: Float[Tensor, "_ n _ D"]
+    share: Float[Tensor, "n E"] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.weight.shape[1]
+
+    def of(self, index: int) -> Float[Tensor, "_ n D"]:
+        """The slopes for one group."""
+        return self.weight[:, :, index] if self.share is None else self.share[:, index, None] * self.weight[:, :, 0]
+
+    def part(self, channels: slice) -> "_Slopes":
+        """The same for some channels."""
+        return _Slopes(self.weight[..., channels], self.share)
+
+    def mix(self, polynomials: Float[Tensor, "E d M"], channels: Channels) -> Float[Tensor, "_ n d M"]:
+        """Sum over groups of slopes · polynomials."""
+        weight = self.weight[..., channels]
+        if self.share is None:
+            return torch.einsum("bned,edm->bndm", weight, polynomials)
+        mixed: Tensor = (self.share @ polynomials.flatten(1)).unflatten(1, polynomials.shape[1:])  # (n, d, M)
+        return weight[:, :, 0, :, None] * mixed
+
+    def pooled(self, features: Float[Tensor, "B E D"]) -> Float[Tensor, "B n E"]:
+        """What each group adds over all positions."""
+        if self.share is None:
+            return torch.einsum("bned,bed->bne", self.weight, features)
+        return self.share * (self.weight[:, :, 0] @ features.transpose(1, 2))
 
 
 def _residual_map(

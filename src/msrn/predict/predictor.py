@@ -169,14 +169,15 @@ class Predictor:
             tensors = tensors.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 stages = model.backbone(tensors)
-                logits = model.head(stages).double().cpu()
+                logits = model.head(stages)
             if not torch.isfinite(logits).all():
                 raise ModelError("the model's output is not finite. Check its weights: training may have diverged.")
-            probs = self.bundle.probs(logits)
+            probs = self.bundle.probs(logits.double().cpu())
             for index, (image, rgb) in enumerate(batch):
                 own = probs[index].topk(min(top_k, len(self.label_names))).indices.tolist() if named is None else named
                 one, maps = tensors[index : index + 1], [stage[index : index + 1] for stage in stages]
-                parts = explain_logits(model, one, own, feature_maps=maps).to("cpu")
+                scores = logits[index : index + 1]
+                parts = explain_logits(model, one, own, feature_maps=maps, logits=scores).to("cpu")
                 edges: list[Related] = []
                 if with_related:
                     edges = related_effects(model, one, own, feature_maps=maps, removals=self._removals)
