@@ -1,0 +1,1 @@
+"""Bundles behind HTTP: an interface for programs and a page for people."""
