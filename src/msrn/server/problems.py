@@ -1,0 +1,41 @@
+"""Answers that say what was wrong: problem details for HTTP (RFC 9457)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What was wrong with a request, and what to do."""
+
+    title: str = Field(description="The kind of problem.", examples=["The image is too large."])
+    status: int = Field(description="The HTTP status.", examples=[413])
+    detail: str = Field(description="What was expected, what came, what to do.")
+    image: int | None = Field(None, description="Which image of the request it is about, from 0.")
+
+
+@dataclass
+class ProblemError(Exception):
+    """A request that is answered with a problem.
+
+    Attributes:
+        status: The HTTP status.
+        title: The kind of problem.
+        detail: What was expected, what came, what to do.
+        image: Which image of the request it is about, from 0, or None.
+        headers: Sent with it, such as `Retry-After`.
+    """
+
+    status: int
+    title: str
+    detail: str
+    image: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        problem = Problem(title=self.title, status=self.status, detail=self.detail, image=self.image)
+        return problem.model_dump(exclude_none=True)
