@@ -1,10 +1,12 @@
 """What tests of several folders share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from tiny_bundle import save_tiny_bundle
 
 import msrn._torchvision  # noqa: F401  (before timm, which tests import too)
 from msrn.labels import LabelGraph
@@ -27,3 +29,9 @@ def label_graph() -> LabelGraph:
     target = (torch.rand(40, len(LABELS), generator=generator) < 0.35).int()
     target[:, 1] |= target[:, 0]  # a cat is always with a dog
     return LabelGraph.from_target(target, LABELS)
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle that predicts some labels of each image."""
+    return save_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
