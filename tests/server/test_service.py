@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from msrn.predict import load
 from msrn.server.problems import ProblemError
-from msrn.server.service import Service
+from msrn.server.service import Service, Tagged
 from msrn.server.settings import ServerSettings
 
 
@@ -27,16 +26,16 @@ def test_requests_together_have_the_predictors_probabilities(bundle_dir: Path) -
     files = [png(seed) for seed in range(12)]
     expected = [predictor.predict(Image.open(io.BytesIO(data)), threshold=0.0)[0] for data in files]
 
-    async def main() -> list[torch.Tensor]:
+    async def main() -> list[Tagged]:
         service = Service("tiny", predictor, ServerSettings(batch_size=5))
-        requests = [service.probs(files[:3]), service.probs(files[3:4]), service.probs(files[4:])]
-        found = [probs for request in await asyncio.gather(*requests) for probs in request]
+        requests = [service.tag(files[:3]), service.tag(files[3:4]), service.tag(files[4:])]
+        found = [own for request in await asyncio.gather(*requests) for own in request]
         with pytest.raises(ProblemError) as caught:
-            await service.probs([files[0], b"no"])
+            await service.tag([files[0], b"no"])
         assert caught.value.image == 1
         service.close()
         return found
 
-    for probs, prediction in zip(asyncio.run(main()), expected, strict=True):
+    for tagged, prediction in zip(asyncio.run(main()), expected, strict=True):
         for label in prediction.labels:
-            assert abs(float(probs[predictor.label_names.index(label.name)]) - label.probability) < 1e-4
+            assert abs(float(tagged.probs[predictor.label_names.index(label.name)]) - label.probability) < 1e-4

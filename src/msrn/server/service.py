@@ -1,65 +1,116 @@
-"""One bundle at work: images in, probabilities out, many requests at a time."""
+"""One bundle at work: images in, probabilities or explanations out, many requests at a time."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from msrn.explain import Explanation
+from msrn.models import MSRN
 from msrn.predict import Predictor
 from msrn.server.batching import Batcher
 from msrn.server.images import decode
 from msrn.server.settings import ServerSettings
 
+_NUM_READERS = 2
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """An image's probabilities.
+
+    Attributes:
+        probs: Of every label.
+        width: Of the image, in pixels.
+        height: Of the image, in pixels.
+    """
+
+    probs: Float[Tensor, "L"]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Question:
+    image: Image.Image
+    labels: tuple[str, ...] | None
+    top_k: int
+
 
 class Service:
     """A predictor that serves many requests.
 
-    Images are decoded and prepared in two threads; one more runs the network, so that batches follow one another.
+    Images are decoded and prepared in threads; one more runs the network, so that batches follow one another.
 
     Args:
         name: The bundle's name.
         predictor: What predicts.
         settings: The limits.
+
+    Attributes:
+        on_batch: Called with the number of images of each batch.
     """
 
     def __init__(self, name: str, predictor: Predictor, settings: ServerSettings) -> None:
         self.name = name
         self.predictor = predictor
         self.settings = settings
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix=f"read-{name}")
+        self.on_batch: Callable[[int], None] = lambda size: None
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix=f"read-{name}")
         self._network = ThreadPoolExecutor(1, thread_name_prefix=f"network-{name}")
         self.batcher: Batcher[Tensor, Tensor] = Batcher(
-            self._work, self._network, max_batch=settings.batch_size, max_waiting=settings.max_waiting
+            self._predict,
+            self._network,
+            max_batch=settings.batch_size,
+            max_waiting=settings.max_waiting,
+            on_batch=lambda size: self.on_batch(size),
         )
-
-    async def read(self, files: Sequence[bytes]) -> list[Image.Image]:
-        """Images of one request.
-
-        Raises:
-            ProblemError: One of them is refused.
-        """
-        loop = asyncio.get_running_loop()
-        return list(
-            await asyncio.gather(
-                *(loop.run_in_executor(self._readers, self._decode, data, index) for index, data in enumerate(files))
-            )
+        self.explainer: Batcher[_Question, Explanation] = Batcher(
+            self._explain, self._network, max_batch=1, max_waiting=settings.max_waiting
         )
+        self._num_reading = 0
 
-    async def probs(self, files: Sequence[bytes]) -> list[Float[Tensor, "L"]]:
+    @property
+    def can_explain(self) -> bool:
+        """Whether the head has an explanation of its own."""
+        return isinstance(self.predictor.bundle.model, MSRN)
+
+    async def tag(self, files: Sequence[bytes]) -> list[Tagged]:
         """Probabilities of the images of one request.
 
         Raises:
             QueueFullError: There is no room for them.
             ProblemError: One of them is refused.
         """
-        self.batcher.check_room(len(files))
+        self.batcher.check_room(self._num_reading + len(files))
+        self._num_reading += len(files)
         loop = asyncio.get_running_loop()
-        reading = (loop.run_in_executor(self._readers, self._prepare, data, index) for index, data in enumerate(files))
-        return await self.batcher.submit(list(await asyncio.gather(*reading)))
+        try:
+            prepared = await _all(
+                [loop.run_in_executor(self._readers, self._prepare, data, index) for index, data in enumerate(files)]
+            )
+        finally:
+            self._num_reading -= len(files)
+        probs = await self.batcher.submit([tensor for tensor, _, _ in prepared])
+        return [Tagged(own, width, height) for own, (_, width, height) in zip(probs, prepared, strict=True)]
+
+    async def explain(self, data: bytes, labels: Sequence[str] | None, top_k: int) -> Explanation:
+        """Why an image has some labels.
+
+        Raises:
+            QueueFullError: There is no room for it.
+            ProblemError: It is refused.
+            LabelMismatchError: The model does not know a label.
+        """
+        self.explainer.check_room()
+        image = await asyncio.get_running_loop().run_in_executor(self._readers, self._decode, data, 0)
+        question = _Question(image, None if labels is None else tuple(labels), top_k)
+        return (await self.explainer.submit([question]))[0]
 
     def close(self) -> None:
         """Let the threads go once they have nothing to do."""
@@ -69,9 +120,22 @@ class Service:
     def _decode(self, data: bytes, index: int) -> Image.Image:
         return decode(data, index, max_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_pixels)
 
-    def _prepare(self, data: bytes, index: int) -> Tensor:
-        prepared: Tensor = self.predictor.bundle.preprocessing(self._decode(data, index))
-        return prepared
+    def _prepare(self, data: bytes, index: int) -> tuple[Tensor, int, int]:
+        image = self._decode(data, index)
+        return self.predictor.bundle.preprocessing(image), image.width, image.height
 
-    def _work(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def _predict(self, images: Sequence[Tensor]) -> list[Tensor]:
         return list(self.predictor.probs(torch.stack(list(images))))
+
+    def _explain(self, questions: Sequence[_Question]) -> list[Explanation]:
+        return [self.predictor.explain(own.image, own.labels, top_k=own.top_k) for own in questions]
+
+
+async def _all(futures: "Sequence[asyncio.Future[tuple[Tensor, int, int]]]") -> list[tuple[Tensor, int, int]]:
+    """All results; with the first error the rest is not begun."""
+    try:
+        return list(await asyncio.gather(*futures))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise

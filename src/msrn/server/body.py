@@ -1,0 +1,152 @@
+"""Requests as they come in: no larger than allowed, as forms or as JSON."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from msrn.server.problems import ProblemError
+from msrn.server.settings import ServerSettings
+
+Options = TypeVar("Options", bound=BaseModel)
+
+FIELD = "images"
+_MOST_FIELDS = 64
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image file of a request.
+
+    Attributes:
+        data: Its bytes.
+        name: The file name that was sent with it, or None.
+    """
+
+    data: bytes
+    name: str | None = None
+
+
+async def read_request(
+    request: Request, options: type[Options], settings: ServerSettings, *, max_images: int
+) -> tuple[Options, list[Upload]]:
+    """What a request asks for, and its images.
+
+    Args:
+        request: A form (multipart) with files in the field `images`, or JSON with files in base64 in the list `images`.
+        options: The other fields.
+        settings: Limits.
+        max_images: Most images.
+
+    Raises:
+        ProblemError: 413 for a large request, 415 for another type of content, 422 for content that is not as described.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    limited = _Limited(request, settings.max_request_bytes)
+    if kind == "multipart/form-data":
+        fields, uploads = await _read_form(limited.request, max_images)
+    elif kind == "application/json":
+        fields, uploads = await _read_json(limited.request)
+    else:
+        detail = f"Expected multipart/form-data or application/json, got {kind or 'no content type'}."
+        raise ProblemError(415, "The content type is not served.", detail)
+    if not uploads:
+        detail = f"Expected image files in '{FIELD}', got none. Send at least one."
+        raise ProblemError(422, "There is no image.", detail)
+    if len(uploads) > max_images:
+        raise _too_many(max_images)
+    try:
+        return options.model_validate(fields), uploads
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def invalid(error: ValidationError) -> ProblemError:
+    """A problem that names the first field that is wrong."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the request"
+    return ProblemError(
+        422, "A field of the request is wrong.", f"{where}: {first['msg']}. See /docs for what is expected."
+    )
+
+
+class _Limited:
+    """A request whose body is given up on once it is too large."""
+
+    def __init__(self, request: Request, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.received = 0
+        self._receive = request.receive
+        self.request = Request(request.scope, self.receive)
+        length = request.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > max_bytes:
+            raise self._error()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.received += len(message.get("body", b""))
+        if self.received > self.max_bytes:
+            raise self._error()
+        return message
+
+    def _error(self) -> ProblemError:
+        detail = f"A request may have {self.max_bytes:,} bytes, this one has more. Send fewer or smaller images."
+        # The rest of the body is not read, so the connection cannot be used again.
+        return ProblemError(413, "The request is too large.", detail, headers={"Connection": "close"})
+
+
+async def _read_form(request: Request, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
+    uploads: list[Upload] = []
+    fields: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=max_images, max_fields=_MOST_FIELDS) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    if name != FIELD:
+                        detail = f"Expected files in '{FIELD}', got one in '{name}'."
+                        raise ProblemError(422, "A field of the request is wrong.", detail)
+                    uploads.append(Upload(await value.read(), value.filename or None))
+                elif name == "labels":
+                    fields.setdefault(name, []).append(value)
+                elif name == FIELD:
+                    detail = f"'{FIELD}' holds text, expected files. Send each with a file name."
+                    raise ProblemError(422, "A field of the request is wrong.", detail)
+                elif value:  # an empty field of a form is one that was not filled in
+                    fields[name] = value
+    except HTTPException as error:
+        if error.detail.startswith("Too many files"):
+            raise _too_many(max_images) from None
+        raise ProblemError(422, "The form cannot be read.", f"{error.detail} Send it again whole.") from None
+    return fields, uploads
+
+
+async def _read_json(request: Request) -> tuple[dict[str, Any], list[Upload]]:
+    try:
+        fields = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise ProblemError(422, "The JSON cannot be read.", "Expected a JSON object; see /docs.") from None
+    if not isinstance(fields, dict):
+        raise ProblemError(422, "The JSON cannot be read.", f"Expected an object, got a {type(fields).__name__}.")
+    images = fields.pop(FIELD, [])
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise ProblemError(422, "A field of the request is wrong.", f"{FIELD}: expected a list of files in base64.")
+    uploads = []
+    for index, image in enumerate(images):
+        try:
+            uploads.append(Upload(base64.b64decode(image, validate=True)))
+        except (binascii.Error, ValueError):
+            detail = "Expected an image file in base64, without a 'data:' prefix."
+            raise ProblemError(422, "The image is not base64.", detail, index) from None
+    return fields, uploads
+
+
+def _too_many(max_images: int) -> ProblemError:
+    detail = f"A request may have {max_images} images, this one has more. Send them in several requests."
+    return ProblemError(413, "There are too many images.", detail)
