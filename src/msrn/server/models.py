@@ -1,9 +1,9 @@
 """The bundles that are served, by name; others take their place without a request being dropped."""
 
-import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,10 +65,17 @@ class Models:
     Args:
         predictors: What is served; the first is what requests get that name none.
         settings: Limits.
+        on_batch: Called with a name and the number of images of each batch.
     """
 
-    def __init__(self, predictors: Mapping[str, Predictor], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        predictors: Mapping[str, Predictor],
+        settings: ServerSettings,
+        on_batch: Callable[[str, int], None] = lambda name, size: None,
+    ) -> None:
         self.settings = settings
+        self.on_batch = on_batch
         self._entries = self._make(predictors)
 
     @property
@@ -100,13 +107,8 @@ class Models:
             if entry.is_old and not entry.users:
                 entry.service.close()
 
-    async def reload(self, bundles: Mapping[str, str], device: str | None) -> None:
-        """Read the bundles anew; requests under way end with the old ones, and these stay if one cannot be read.
-
-        Raises:
-            MSRNError: As `load_predictors`.
-        """
-        predictors = await asyncio.to_thread(load_predictors, bundles, device)
+    def replace(self, predictors: Mapping[str, Predictor]) -> None:
+        """Serve others from now on; requests under way end with those they began with."""
         old, self._entries = self._entries, self._make(predictors)
         self._retire(old)
 
@@ -115,7 +117,10 @@ class Models:
         self._retire(self._entries)
 
     def _make(self, predictors: Mapping[str, Predictor]) -> dict[str, _Entry]:
-        return {name: _Entry(Service(name, predictor, self.settings)) for name, predictor in predictors.items()}
+        return {
+            name: _Entry(Service(name, predictor, self.settings, partial(self.on_batch, name)))
+            for name, predictor in predictors.items()
+        }
 
     @staticmethod
     def _retire(entries: Mapping[str, _Entry]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -15,9 +16,11 @@ from msrn.models import MSRN
 from msrn.predict import Predictor
 from msrn.server.batching import Batcher
 from msrn.server.images import decode
+from msrn.server.schemas import Label
 from msrn.server.settings import ServerSettings
 
 _NUM_READERS = 2
+NEVER = 2.0  # stands for an infinite threshold, which JSON has not
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,19 @@ class Service:
         name: The bundle's name.
         predictor: What predicts.
         settings: The limits.
-
-    Attributes:
         on_batch: Called with the number of images of each batch.
     """
 
-    def __init__(self, name: str, predictor: Predictor, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        name: str,
+        predictor: Predictor,
+        settings: ServerSettings,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
         self.name = name
         self.predictor = predictor
         self.settings = settings
-        self.on_batch: Callable[[int], None] = lambda size: None
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix=f"read-{name}")
         self._network = ThreadPoolExecutor(1, thread_name_prefix=f"network-{name}")
         self.batcher: Batcher[Tensor, Tensor] = Batcher(
@@ -68,7 +74,7 @@ class Service:
             self._network,
             max_batch=settings.batch_size,
             max_waiting=settings.max_waiting,
-            on_batch=lambda size: self.on_batch(size),
+            on_batch=on_batch,
         )
         self.explainer: Batcher[_Question, Explanation] = Batcher(
             self._explain, self._network, max_batch=1, max_waiting=settings.max_waiting
@@ -79,6 +85,36 @@ class Service:
     def can_explain(self) -> bool:
         """Whether the head has an explanation of its own."""
         return isinstance(self.predictor.bundle.model, MSRN)
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """Each label's own threshold; above 1 for one that is never predicted."""
+        bundle = self.predictor.bundle
+        return {
+            name: min(value, NEVER)
+            for name, value in zip(bundle.label_names, bundle.label_thresholds.tolist(), strict=True)
+        }
+
+    @cached_property
+    def labels(self) -> list[Label]:
+        """The labels, with their groups and the labels they attend to."""
+        bundle = self.predictor.bundle
+        names = bundle.label_names
+        groups: list[int | None] = [None] * len(names)
+        neighbours: list[list[str]] = [[] for _ in names]
+        if isinstance(bundle.model, MSRN):
+            with torch.inference_mode():
+                membership = bundle.model.embed().assignment.cpu()
+            if membership.shape[1]:
+                groups = membership.argmax(dim=1).tolist()
+            # An edge leads from the label that is followed; the follower attends to it.
+            for other, label in bundle.label_graph.adjacency.nonzero().tolist():
+                if label != other:
+                    neighbours[label].append(names[other])
+        return [
+            Label(name=name, threshold=self.thresholds[name], group=group, neighbours=own)
+            for name, group, own in zip(names, groups, neighbours, strict=True)
+        ]
 
     async def tag(self, files: Sequence[bytes]) -> list[Tagged]:
         """Probabilities of the images of one request.

@@ -13,7 +13,7 @@ class ServerSettings:
         max_request_bytes: Largest request, in bytes.
         max_pixels: Most pixels of an image.
         max_waiting: Most images that wait for the network.
-        max_requests_of_client: Most requests of one client (API key, or address) at a time.
+        max_requests_of_client: Most requests of one client (address) at a time.
         batch_size: Most images a pass through the network.
         timeout: Seconds after which a request is given up.
         api_key: What callers of `/v1` have to know, or None.

@@ -1,0 +1,358 @@
+"""The interface over HTTP."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+import msrn
+from msrn.errors import LabelMismatchError, MSRNError
+from msrn.explain import Explanation
+from msrn.explain.contributions import grow
+from msrn.predict import Predictor
+from msrn.server import metrics as prometheus
+from msrn.server.access import LOGGER, Access
+from msrn.server.batching import QueueFullError
+from msrn.server.body import FIELD, Upload, read_request
+from msrn.server.models import Models
+from msrn.server.problems import MEDIA_TYPE, Problem, ProblemError
+from msrn.server.schemas import (
+    ExplainedLabel,
+    ExplainOptions,
+    ExplainRequest,
+    ExplainResponse,
+    Health,
+    HeatMap,
+    ImageLabels,
+    LabelsResponse,
+    ModelResponse,
+    PredictOptions,
+    PredictRequest,
+    PredictResponse,
+    ScoredLabel,
+)
+from msrn.server.service import Service, Tagged
+from msrn.server.settings import ServerSettings
+
+STATIC = Path(__file__).parent / "static"
+_MAP_CELLS = 56  # of a heat map's longer side
+
+_TITLES = {
+    401: "The API key is missing or wrong.",
+    404: "No bundle of this name is served.",
+    413: "Too many bytes, pixels or images.",
+    415: "Not an image, or a content type that is not served.",
+    422: "Something in the request cannot be read or is out of range.",
+    429: "Too many requests of this client at a time.",
+    503: "No room for more, or the server is stopping.",
+    504: "The answer took too long.",
+}
+
+
+def create_app(
+    predictors: Mapping[str, Predictor],
+    settings: ServerSettings | None = None,
+    *,
+    load: Callable[[], Mapping[str, Predictor]] | None = None,
+) -> FastAPI:
+    """The application that serves some predictors.
+
+    Args:
+        predictors: By name; the first is what requests get that name none.
+        settings: Limits.
+        load: Reads the predictors anew, for `app.state.reload`.
+    """
+    settings = settings or ServerSettings()
+    counts = prometheus.Metrics()
+    models = Models(predictors, settings, counts.count_batch)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.is_ready = True
+        yield
+        app.state.is_ready = False
+        models.close()
+
+    app = FastAPI(
+        title="msrn",
+        version=msrn.__version__,
+        summary="Labels of images, and why they have them.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.is_ready = False
+    app.state.models = models
+
+    async def reload() -> None:
+        """Read all bundles anew; the old ones stay if one cannot be read."""
+        if load is None:
+            return
+        try:
+            models.replace(await asyncio.to_thread(load))
+        except MSRNError as error:
+            LOGGER.error("the bundles stay as they were", extra={"fields": {"error": str(error)}})
+        else:
+            LOGGER.info("bundles read anew", extra={"fields": {"models": models.names}})
+
+    app.state.reload = reload
+    app.add_middleware(Access, metrics=counts, max_requests_of_client=settings.max_requests_of_client)
+    _answer_errors(app)
+    _add_v1(app, models, settings)
+
+    @app.get("/healthz", summary="Whether the process answers", tags=["server"])
+    async def healthz() -> Health:
+        return Health(status="ok")
+
+    @app.get("/readyz", summary="Whether the models can serve", tags=["server"], responses=_problems(503))
+    async def readyz() -> Health:
+        if not app.state.is_ready:
+            raise ProblemError(503, "Not ready.", "The server is starting or stopping. Ask again in a moment.")
+        return Health(status="ready")
+
+    @app.get(
+        "/metrics",
+        summary="Counts in Prometheus' format",
+        tags=["server"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def show_metrics() -> Response:
+        counts.waiting.set(models.num_waiting)
+        return Response(counts.text(), media_type=prometheus.CONTENT_TYPE)
+
+    if STATIC.is_dir():
+        app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
+    return app
+
+
+def _add_v1(app: FastAPI, models: Models, settings: ServerSettings) -> None:
+    async def check_key(request: Request) -> None:
+        if settings.api_key is None:
+            return
+        given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not secrets.compare_digest(given.encode("latin-1"), settings.api_key.encode()):
+            detail = "Send the key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+            raise ProblemError(401, _TITLES[401], detail, headers={"WWW-Authenticate": "Bearer"})
+
+    key = [Depends(check_key)]
+    model_name = Query(None, description="A bundle's name; by default the first.")
+
+    @app.post(
+        "/v1/predict",
+        summary="Labels of one image or several",
+        tags=["images"],
+        dependencies=key,
+        response_model=PredictResponse,
+        responses=_problems(401, 404, 413, 415, 422, 429, 503, 504),
+        openapi_extra=_body(PredictRequest, PredictOptions),
+    )
+    async def predict(request: Request) -> PredictResponse:
+        async with _deadline(settings):
+            asked, uploads = await read_request(request, PredictOptions, settings, max_images=settings.max_images)
+            with models.use(asked.model) as service:
+                tagged = await service.tag([upload.data for upload in uploads])
+                return PredictResponse(
+                    model=service.name,
+                    predictions=[
+                        _image_labels(service, upload, own, asked) for upload, own in zip(uploads, tagged, strict=True)
+                    ],
+                )
+
+    @app.post(
+        "/v1/explain",
+        summary="Why an image has its labels",
+        tags=["images"],
+        dependencies=key,
+        response_model=ExplainResponse,
+        responses=_problems(401, 404, 413, 415, 422, 429, 503, 504),
+        openapi_extra=_body(ExplainRequest, ExplainOptions),
+    )
+    async def explain(request: Request) -> ExplainResponse:
+        async with _deadline(settings):
+            asked, uploads = await read_request(request, ExplainOptions, settings, max_images=1)
+            with models.use(asked.model) as service:
+                if not service.can_explain:
+                    detail = "Its head has no attention to explain. Ask a bundle whose head is MSRN."
+                    raise ProblemError(422, "This bundle cannot be explained.", detail)
+                try:
+                    found = await service.explain(uploads[0].data, asked.labels, asked.top_k)
+                except LabelMismatchError as error:
+                    raise ProblemError(422, "The bundle does not know a label.", str(error)) from None
+                return await asyncio.to_thread(_explained, service.name, found)
+
+    @app.get(
+        "/v1/labels",
+        summary="All labels, their thresholds, groups and neighbours",
+        tags=["bundles"],
+        dependencies=key,
+        responses=_problems(401, 404, 422, 429),
+    )
+    async def labels(model: str | None = model_name) -> LabelsResponse:
+        with models.use(model) as service:
+            return LabelsResponse(model=service.name, labels=service.labels)
+
+    @app.get(
+        "/v1/model",
+        summary="What a bundle is, and what may be asked",
+        tags=["bundles"],
+        dependencies=key,
+        responses=_problems(401, 404, 422, 429),
+    )
+    async def model(model: str | None = model_name) -> ModelResponse:
+        with models.use(model) as service:
+            bundle = service.predictor.bundle
+            return ModelResponse(
+                name=service.name,
+                architecture=bundle.architecture,
+                num_labels=len(bundle.label_names),
+                input_height=bundle.preprocessing.size[0],
+                input_width=bundle.preprocessing.size[1],
+                training=bundle.training,
+                can_explain=service.can_explain,
+                limits={
+                    "images": settings.max_images,
+                    "image_bytes": settings.max_image_bytes,
+                    "request_bytes": settings.max_request_bytes,
+                    "pixels": settings.max_pixels,
+                    "seconds": settings.timeout,
+                },
+                models=models.names,
+            )
+
+
+@asynccontextmanager
+async def _deadline(settings: ServerSettings) -> AsyncIterator[None]:
+    """Refuse in words what the queue refuses, and what takes too long."""
+    try:
+        async with asyncio.timeout(settings.timeout):
+            yield
+    except TimeoutError:
+        detail = f"There was no answer after {settings.timeout:g} seconds. Send fewer images, or try again later."
+        raise ProblemError(504, _TITLES[504], detail) from None
+    except QueueFullError:
+        detail = f"{settings.max_waiting} images wait already. Try again in a moment."
+        raise ProblemError(503, "The server is busy.", detail, headers={"Retry-After": "1"}) from None
+
+
+def _image_labels(service: Service, upload: Upload, tagged: Tagged, asked: PredictOptions) -> ImageLabels:
+    predictor = service.predictor
+    ranked = predictor.rank(tagged.probs, threshold=asked.threshold, top_k=asked.top_k)
+    return ImageLabels(
+        name=upload.name,
+        width=tagged.width,
+        height=tagged.height,
+        labels=[
+            ScoredLabel(name=own.name, probability=own.probability, threshold=service.thresholds[own.name])
+            for own in ranked
+        ],
+    )
+
+
+def _explained(name: str, found: Explanation) -> ExplainResponse:
+    height, width = found.size
+    scale = _MAP_CELLS / max(found.size)
+    cells = (max(1, round(height * scale)), max(1, round(width * scale)))
+    parts = found.parts
+    stages = {
+        f"stage {index + 1}": grow(own, cells, shift)[0]
+        for index, (own, shift) in enumerate(zip(parts.stage_maps(), parts.shifts, strict=False))
+    }
+    if parts.residual is not None:
+        stages["residual"] = grow(parts.residual, cells, parts.shifts[-1])[0]
+    maps = {"all": found.heatmaps_at(*cells), **stages}
+    rows = found.to_dict()["labels"]
+    return ExplainResponse(
+        model=name,
+        width=width,
+        height=height,
+        labels=[
+            ExplainedLabel(
+                name=label,
+                probability=float(found.probabilities[column]),
+                logit=float(parts.logits[0, column]),
+                maps=[
+                    HeatMap(stage=stage, height=cells[0], width=cells[1], values=_rounded(own[column]))
+                    for stage, own in maps.items()
+                ],
+                details=rows[column],
+            )
+            for column, label in enumerate(found.labels)
+        ],
+    )
+
+
+def _rounded(values: torch.Tensor) -> list[list[float]]:
+    return [[float(f"{value:.4g}") for value in row] for row in values.tolist()]
+
+
+def _body(whole: type[Any], options: type[Any]) -> dict[str, Any]:
+    """The OpenAPI of a request that comes as JSON or as a form."""
+    form = options.model_json_schema()
+    form["properties"] = {
+        FIELD: {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string", "format": "binary"},
+            "description": "Image files.",
+        },
+        **form["properties"],
+    }
+    form["required"] = [FIELD]
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form},
+                "application/json": {"schema": whole.model_json_schema()},
+            },
+        }
+    }
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of answers that are problems."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": _TITLES[status], "model": Problem, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error is answered with a problem."""
+
+    def answer(error: ProblemError) -> JSONResponse:
+        return JSONResponse(error.body(), error.status, error.headers, MEDIA_TYPE)
+
+    @app.exception_handler(ProblemError)
+    async def problem(_: Request, error: ProblemError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return answer(ProblemError(422, "A parameter is wrong.", f"{where}: {first['msg']}."))
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        return answer(
+            ProblemError(error.status_code, error.detail, "See /openapi.json for what is served.", None, headers)
+        )
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        LOGGER.error("unforeseen error", exc_info=error)
+        detail = "The server's log has more. Please report it."
+        return answer(ProblemError(500, "Something went wrong that was not foreseen.", detail))
