@@ -18,6 +18,7 @@ from msrn.cli import (
     predict,
     push,
     report,
+    serve,
     thresholds,
     train,
 )
@@ -66,6 +67,7 @@ app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=explain.EPILOG)(explain.explain)
 app.command(epilog=export.EPILOG)(export.export)
+app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=push.EPILOG)(push.push)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
 app.add_typer(data.app, name="data")

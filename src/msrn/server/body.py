@@ -73,7 +73,7 @@ def invalid(error: ValidationError) -> ProblemError:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the request"
     return ProblemError(
-        422, "A field of the request is wrong.", f"{where}: {first['msg']}. See /docs for what is expected."
+        422, "A field of the request is wrong.", f"{where}: {first['msg']}. /openapi.json says what is expected."
     )
 
 
@@ -131,7 +131,9 @@ async def _read_json(request: Request) -> tuple[dict[str, Any], list[Upload]]:
     try:
         fields = json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise ProblemError(422, "The JSON cannot be read.", "Expected a JSON object; see /docs.") from None
+        raise ProblemError(
+            422, "The JSON cannot be read.", "Expected a JSON object; /openapi.json says which."
+        ) from None
     if not isinstance(fields, dict):
         raise ProblemError(422, "The JSON cannot be read.", f"Expected an object, got a {type(fields).__name__}.")
     images = fields.pop(FIELD, [])

@@ -1,0 +1,89 @@
+"""`msrn serve`."""
+
+from typing import Annotated
+
+import typer
+
+EPILOG = """Examples:
+
+  msrn serve runs/scenes/bundle
+
+  msrn serve pets=runs/a/bundle scenes=runs/b/bundle --port 9000
+
+  MSRN_API_KEY=$(openssl rand -hex 16) msrn serve BUNDLE --host 0.0.0.0 --workers 4
+
+  curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict"""
+
+_LOCAL = {"127.0.0.1", "localhost", "::1"}
+
+
+def serve(
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Bundle folders or hub:OWNER/NAME, also as NAME=BUNDLE. The first is asked by default.",
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the bundles in memory.")] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to run, such as cuda:1; by default a GPU if there is one.", show_default=False),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="MSRN_API_KEY", help="What callers have to send as 'X-API-Key'.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most images a pass.")] = 16,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 32,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Largest image file.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Most pixels of an image.")] = 50,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait; more are answered by 503.")] = 256,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Most requests of one address at a time; more are answered by 429.")
+    ] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is answered by 504.")] = 30,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve bundles over HTTP: a page for people at /, an interface for programs at /v1, its description at /openapi.json.
+
+    SIGTERM and Ctrl-C stop it once what it accepted is answered; SIGHUP reads the bundles anew without a request being dropped.
+    Log lines are JSON, on standard error.
+    """
+    from msrn.errors import MissingDependencyError, MSRNError
+
+    try:
+        from msrn.server.run import listen
+        from msrn.server.run import serve as serve_bundles
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("msrn"):
+            raise
+        raise MissingDependencyError(
+            f"serving needs {error.name}, which is not installed. Install it: pip install 'msrn[server]'."
+        ) from None
+    from msrn.server.models import name_bundles
+    from msrn.server.settings import ServerSettings
+
+    if log_level not in {"debug", "info", "warning", "error"}:
+        raise MSRNError(f"--log-level is debug, info, warning or error, got '{log_level}'.")
+    settings = ServerSettings(
+        max_images=max_images,
+        max_image_bytes=int(max_megabytes * 1e6),
+        max_request_bytes=int(max_megabytes * 1e6 * 1.4) * max_images if max_images < 5 else int(max_megabytes * 5e6),
+        max_pixels=int(max_megapixels * 1e6),
+        max_waiting=max_waiting,
+        max_requests_of_client=max_requests,
+        batch_size=batch_size,
+        timeout=timeout,
+        api_key=api_key or None,
+    )
+    named = name_bundles(bundles)
+    listener = listen(host, port)
+    shown, number = listener.getsockname()[:2]
+    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
+    typer.echo(f"Serving {', '.join(named)} at {address}", err=True)
+    if host not in _LOCAL and settings.api_key is None:
+        typer.echo("Anybody who reaches this machine may ask it: there is no --api-key.", err=True)
+    serve_bundles(named, listener, settings, device=device, num_workers=workers, log_level=log_level)
