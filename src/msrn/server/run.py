@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import logging
-import logging.config
 import os
 import signal
 import socket
@@ -28,6 +26,8 @@ _VARIABLE = "MSRN_SERVER"
 _COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 # Beyond a request's own time, for what is under way when the server is told to stop.
 _GRACE = 5.0
+# Within which a worker has read its bundles.
+_START_SECONDS = 120
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,9 +90,14 @@ def serve(
     )
     with tempfile.TemporaryDirectory(prefix="msrn-counts-") as counts:
         os.environ[_COUNTS] = counts
-        config = uvicorn.Config("msrn.server.run:app_of_worker", factory=True, workers=num_workers, **common)
-        logging.config.dictConfig(common["log_config"])
-        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+        config = uvicorn.Config(
+            "msrn.server.run:app_of_worker",
+            factory=True,
+            workers=num_workers,
+            timeout_worker_healthcheck=_START_SECONDS,
+            **common,
+        )
+        Multiprocess(config, sockets=[listener]).run()
 
 
 def app_of_worker() -> FastAPI:
