@@ -1,7 +1,9 @@
 """What tests of several folders share."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
@@ -11,6 +13,10 @@ from tiny_bundle import save_tiny_bundle
 import msrn._torchvision  # noqa: F401  (before timm, which tests import too)
 from msrn.labels import LabelGraph
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LABELS = ("cat", "dog", "boat", "bird", "tree", "cup")
 
 
@@ -35,3 +41,15 @@ def label_graph() -> LabelGraph:
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle that predicts some labels of each image."""
     return save_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """Headless Chromium of the system."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: install Debian's package chromium to test the pages in a browser")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

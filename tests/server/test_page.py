@@ -1,0 +1,181 @@
+"""The page in a real browser, against a real server."""
+
+import base64
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from running_server import RunningServer, running_server
+from tiny_bundle import noise
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SHARED = Path(__file__).parents[3] / "shared" / "voc2007" / "VOCdevkit" / "VOC2007" / "JPEGImages"
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def server(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(bundle_dir, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two real photos, where there are some, one of them under a name that a page and a spreadsheet could take for code."""
+    folder = tmp_path_factory.mktemp("photos")
+    found = sorted(SHARED.glob("*.jpg"))[:2] if SHARED.is_dir() else []
+    made = []
+    for number, name in enumerate(("=1+1 <img src=x onerror=alert(1)>.png", "second.png")):
+        made.append(folder / name)
+        (Image.open(found[number]) if found else noise(number)).convert("RGB").save(made[-1])
+    return made
+
+
+@pytest.fixture
+def page(browser: "Browser", server: RunningServer, request: pytest.FixtureRequest) -> "Iterator[Page]":
+    """The page; in the end nothing was on the console, and nothing was asked of anybody else."""
+    options: dict[str, Any] = getattr(request, "param", {"viewport": DESKTOP})
+    page = browser.new_page(**options)
+    messages: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda asking: asked.append(asking.url))
+    page.goto(server.address)
+    page.wait_for_selector("#graph svg")
+    yield page
+    page.close()
+    # The browser itself notes every answer that is a refusal.
+    assert [message for message in messages if "status of 422" not in message] == []
+    assert [url for url in asked if not url.startswith((server.address, "blob:", "data:"))] == []
+
+
+def drop(page: "Page", paths: list[Path]) -> None:
+    """Drop files on the page as a person does."""
+    files = [{"name": path.name, "data": base64.b64encode(path.read_bytes()).decode()} for path in paths]
+    page.evaluate(
+        """async (files) => {
+            const dropped = new DataTransfer();
+            for (const file of files) {
+                const bytes = Uint8Array.from(atob(file.data), (letter) => letter.charCodeAt(0));
+                dropped.items.add(new File([bytes], file.name, { type: "image/png" }));
+            }
+            for (const kind of ["dragenter", "dragover", "drop"]) {
+                document.getElementById("drop").dispatchEvent(
+                    new DragEvent(kind, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+            }
+        }""",
+        files,
+    )
+    page.wait_for_function("(count) => document.querySelectorAll('.result .label').length >= count", arg=2 * len(paths))
+    page.get_by_text(f"{len(paths)} of {len(paths)} photos done.").wait_for()
+
+
+def pixels(page: "Page") -> str:
+    found: str = page.locator(".result canvas").first.evaluate("(canvas) => canvas.toDataURL()")
+    return found
+
+
+def download(page: "Page", name: str) -> str:
+    with page.expect_download() as found:
+        page.get_by_role("button", name=name).click()
+    return Path(found.value.path()).read_bytes().decode()
+
+
+def move_slider(page: "Page", value: int) -> None:
+    page.locator("#strictness").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def test_drop_look_and_download(page: "Page", photos: list[Path]) -> None:
+    drop(page, photos)
+    first = page.locator(".result").first
+    assert first.locator("h3").inner_text() == photos[0].name
+    move_slider(page, 100)
+    assert page.locator(".label.kept").count() == 0
+    move_slider(page, 0)
+    assert page.locator(".label.kept").count() == 12
+    assert "50 looser" in page.locator("#strictness-value").inner_text()
+    move_slider(page, 50)
+    first.locator(".label", has_text="dog").click()
+    first.get_by_text("Where the network looked for dog").wait_for()
+    seen = {pixels(page)}
+    for stage in ("stage 1", "stage 2", "stage 3", "residual"):
+        first.get_by_label(stage).check()
+        seen.add(pixels(page))
+    assert len(seen) == 5
+    assert page.locator("#graph .chosen").count() == 1
+    assert page.locator("#graph-text h3").inner_text() == "dog"
+    first.locator(".label", has_text="dog").click()
+    assert first.locator(".stages").is_hidden()
+    move_slider(page, 0)
+    rows = list(csv.reader(download(page, "Download CSV").splitlines()))
+    assert rows[0] == ["photo", "label", "probability", "error"]
+    assert len(rows) == 1 + 12
+    assert rows[1][0] == f"'{photos[0].name}"  # no formula
+    in_json = json.loads(download(page, "Download JSON"))
+    assert [row["name"] for row in in_json] == [photo.name for photo in photos]
+    assert float(rows[1][2]) == in_json[0]["labels"][0]["probability"]
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator(".result").count() == 0
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"viewport": DESKTOP, "color_scheme": "light"},
+        {"viewport": DESKTOP, "color_scheme": "dark"},
+        {"viewport": PHONE, "color_scheme": "light", "has_touch": True},
+        {"viewport": PHONE, "color_scheme": "dark", "has_touch": True},
+    ],
+    ids=["desktop light", "desktop dark", "phone light", "phone dark"],
+    indirect=True,
+)
+def test_anybody_can_use_it(page: "Page", photos: list[Path]) -> None:
+    drop(page, photos)
+    label = page.locator(".result").first.locator(".label").first
+    if page.viewport_size == PHONE:
+        label.tap()
+    else:
+        label.click()
+    page.locator(".choices input").first.wait_for()
+    found = Axe().run(page).response["violations"]
+    assert [(own["id"], own["impact"]) for own in found if own["impact"] in {"serious", "critical"}] == []
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1]
+
+
+def test_by_keyboard_alone(page: "Page", photos: list[Path]) -> None:
+    drop(page, photos[:1])
+    page.locator("#clear").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className").startswith("label")
+    name = page.evaluate("document.activeElement.dataset.label")
+    page.keyboard.press("Enter")
+    page.get_by_text(f"Where the network looked for {name}").wait_for()
+    assert page.evaluate("document.activeElement.dataset.label") == name
+    before = pixels(page)
+    page.locator(".choices input").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert pixels(page) != before
+    page.locator("#graph .node").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#graph .node").first.get_attribute("aria-pressed") == "true"
+
+
+def test_a_file_that_is_no_photo_is_told(page: "Page", tmp_path: Path, photos: list[Path]) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(photos[1].read_bytes()[:500])
+    page.locator("#files").set_input_files([str(damaged), str(photos[1])])
+    page.get_by_text("2 of 2 photos done.").wait_for()
+    assert "damaged or cut off" in page.locator(".error").first.inner_text()
+    assert page.locator(".label").count() > 0
