@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from in_loop import run
 
 from msrn.server.batching import Batcher, QueueFullError
 
@@ -34,7 +35,7 @@ def test_what_waits_while_a_batch_runs_goes_together_next() -> None:
             go.set()
             return await asyncio.gather(first, *rest)
 
-    assert asyncio.run(main()) == [[2], [4, 40], [6, 60], [8, 80]]
+    assert run(main()) == [[2], [4, 40], [6, 60], [8, 80]]
     assert sizes == [1, 4, 2]
 
 
@@ -47,7 +48,7 @@ def test_what_has_no_room_is_refused_whole() -> None:
             assert len(batcher) == 0
             assert await batcher.submit([1, 2, 3]) == [2, 4, 6]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_request_that_left_is_not_worked_on() -> None:
@@ -74,7 +75,7 @@ def test_a_request_that_left_is_not_worked_on() -> None:
             assert await first == [2]
             assert await stays == [6]
 
-    asyncio.run(main())
+    run(main())
     assert seen == [1, 3]
 
 
@@ -91,4 +92,4 @@ def test_an_error_reaches_its_batch_and_the_next_one_works() -> None:
                 await batcher.submit([-1, 2])
             assert await batcher.submit([2]) == [4]
 
-    asyncio.run(main())
+    run(main())
