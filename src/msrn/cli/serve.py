@@ -80,10 +80,10 @@ def serve(
         api_key=api_key or None,
     )
     named = name_bundles(bundles)
-    listener = listen(host, port)
-    shown, number = listener.getsockname()[:2]
-    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
-    typer.echo(f"Serving {', '.join(named)} at {address}", err=True)
-    if host not in _LOCAL and settings.api_key is None:
-        typer.echo("Anybody who reaches this machine may ask it: there is no --api-key.", err=True)
-    serve_bundles(named, listener, settings, device=device, num_workers=workers, log_level=log_level)
+    with listen(host, port) as listener:
+        shown, number = listener.getsockname()[:2]
+        address = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
+        typer.echo(f"Serving {', '.join(named)} at {address}", err=True)
+        if host not in _LOCAL and settings.api_key is None:
+            typer.echo("Anybody who reaches this machine may ask it: there is no --api-key.", err=True)
+        serve_bundles(named, listener, settings, device=device, num_workers=workers, log_level=log_level)

@@ -1,0 +1,105 @@
+"""A server as a process: signals, workers, what it refuses to start with."""
+
+import io
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from command_line import run
+from running_server import running_server
+from tiny_bundle import noise
+
+
+def files(count: int) -> list[tuple[str, tuple[str, bytes, str]]]:
+    found = []
+    for seed in range(count):
+        buffer = io.BytesIO()
+        noise(seed).resize((600, 400)).save(buffer, "PNG")
+        found.append(("images", (f"{seed}.png", buffer.getvalue(), "image/png")))
+    return found
+
+
+def test_sigterm_answers_what_was_accepted_and_ends_with_0(bundle_dir: Path, tmp_path: Path) -> None:
+    with running_server(bundle_dir, tmp_path / "log") as server, ThreadPoolExecutor(8) as pool:
+        sent = files(24)
+
+        def ask(_: int) -> httpx.Response:
+            return httpx.post(f"{server.address}/v1/predict", files=sent, timeout=60)
+
+        asked = [pool.submit(ask, number) for number in range(8)]
+        while "msrn_batch_size_count" not in (counts := httpx.get(f"{server.address}/metrics").text) or not re.search(
+            r'msrn_images_total\{model="\w+"\} [1-9]', counts
+        ):
+            time.sleep(0.01)  # until the network works on some
+        time.sleep(0.2)
+        assert server.stop() == 0
+        assert [one.result().status_code for one in asked] == [200] * 8
+    lines = (tmp_path / "log").read_text()
+    assert "Traceback" not in lines
+    assert lines.count('"status": 200') >= 8
+
+
+def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path, tmp_path: Path) -> None:
+    with running_server(bundle_dir, tmp_path / "log") as server:
+        statuses: list[int] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            with httpx.Client() as client:
+                while not stop.is_set():
+                    statuses.append(client.post(f"{server.address}/v1/predict", files=files(1)).status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        for number in range(1, 4):
+            server.process.send_signal(signal.SIGHUP)
+            _wait(lambda number=number: (tmp_path / "log").read_text().count("bundles read anew") == number)
+        stop.set()
+        thread.join()
+        assert len(statuses) > 3
+        assert set(statuses) == {200}
+        assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_killed_worker_comes_back(bundle_dir: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running_server(bundle_dir, log, "--workers", "2") as server:
+        _wait(lambda: len(_workers(log)) == 2)
+        os.kill(_workers(log)[0], signal.SIGKILL)
+        _wait(lambda: len(_workers(log)) == 3)
+        for _ in range(6):
+            assert httpx.post(f"{server.address}/v1/predict", files=files(2), timeout=60).status_code == 200
+        assert "msrn_images_total" in httpx.get(f"{server.address}/metrics").text
+        assert server.stop() == 0
+
+
+def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "serve", tmp_path / "nothing", "--port", "0")
+    assert code == 1
+    assert "nothing" in error
+    _, _, error = run(capsys, "serve", f"a={bundle_dir}", f"a={bundle_dir}")
+    assert "two bundles have the name 'a'" in error
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, error = run(capsys, "serve", bundle_dir, "--port", taken.getsockname()[1])
+    assert code == 1
+    assert "in use" in error
+
+
+def _workers(log: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"Started server process \[(\d+)\]", log.read_text())]
+
+
+def _wait(is_done: Any) -> None:
+    for _ in range(600):
+        if is_done():
+            return
+        time.sleep(0.1)
+    pytest.fail("nothing came of it within a minute")
