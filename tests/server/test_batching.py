@@ -93,3 +93,21 @@ def test_an_error_reaches_its_batch_and_the_next_one_works() -> None:
             assert await batcher.submit([2]) == [4]
 
     run(main())
+
+
+def test_streams_share_what_waits() -> None:
+    sizes: list[int] = []
+    both = threading.Barrier(2)
+
+    def work(items: Sequence[int]) -> list[int]:
+        both.wait(10)  # neither goes on before the other has begun
+        return double(items)
+
+    async def main() -> list[int]:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(work, executor, max_batch=16, max_waiting=100, num_streams=2, on_batch=sizes.append)
+            return await batcher.submit(list(range(6)))
+
+    assert run(main()) == [0, 2, 4, 6, 8, 10]
+    assert sizes[0] == 3
+    assert sum(sizes) == 6

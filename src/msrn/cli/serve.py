@@ -37,6 +37,15 @@ def serve(
         typer.Option(envvar="MSRN_API_KEY", help="What callers have to send as 'X-API-Key'.", show_default=False),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most images a pass.")] = 16,
+    streams: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Batches that go through the network at a time; by default one on a GPU, up to four on processors, which share "
+            "the threads. 1 answers a lone request soonest.",
+            show_default=False,
+        ),
+    ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 32,
     max_megabytes: Annotated[float, typer.Option(min=0.001, help="Largest image file.")] = 20,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Most pixels of an image.")] = 50,
@@ -71,11 +80,12 @@ def serve(
     settings = ServerSettings(
         max_images=max_images,
         max_image_bytes=int(max_megabytes * 1e6),
-        max_request_bytes=int(max_megabytes * 1e6 * 1.4) * max_images if max_images < 5 else int(max_megabytes * 5e6),
+        max_request_bytes=int(max_megabytes * 1.4e6 * min(max_images, 4)) + 1_000_000,
         max_pixels=int(max_megapixels * 1e6),
         max_waiting=max_waiting,
         max_requests_of_client=max_requests,
         batch_size=batch_size,
+        num_streams=streams,
         timeout=timeout,
         api_key=api_key or None,
     )

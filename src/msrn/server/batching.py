@@ -23,9 +23,9 @@ class _Waiting(Generic[Item, Result]):
 
 @dataclass
 class Batcher(Generic[Item, Result]):
-    """Items from many requests, worked on in batches, one batch at a time.
+    """Items from many requests, worked on in batches.
 
-    While a batch is being worked on others wait, and go together next: nothing is delayed for the sake of a fuller batch. An item
+    While batches are being worked on others wait, and go together next: nothing is delayed for the sake of a fuller batch. An item
     whose request has gone (its client left, or its time is up) before its batch starts is not worked on.
 
     Args:
@@ -33,6 +33,7 @@ class Batcher(Generic[Item, Result]):
         executor: Where to work.
         max_batch: Most items of a batch.
         max_waiting: Most items that wait; more are refused.
+        num_streams: How many batches are worked on at a time.
         on_batch: Called with the size of each batch.
     """
 
@@ -40,9 +41,11 @@ class Batcher(Generic[Item, Result]):
     executor: Executor
     max_batch: int
     max_waiting: int
+    num_streams: int = 1
     on_batch: Callable[[int], None] = lambda size: None
     _waiting: "deque[_Waiting[Item, Result]]" = field(default_factory=deque, init=False)
-    _task: "asyncio.Task[None] | None" = field(default=None, init=False)
+    _num_busy: int = field(default=0, init=False)
+    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -68,8 +71,10 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         own: list[_Waiting[Item, Result]] = [_Waiting(item, loop.create_future()) for item in items]
         self._waiting.extend(own)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+        while len(self._tasks) < min(self.num_streams, len(self._waiting)):
+            task = asyncio.create_task(self._run())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         try:
             return list(await asyncio.gather(*(one.result for one in own)))
         finally:
@@ -80,13 +85,15 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch: list[_Waiting[Item, Result]] = []
-            while self._waiting and len(batch) < self.max_batch:
+            share = -(-len(self._waiting) // (self.num_streams - self._num_busy))  # of the streams that are free
+            while self._waiting and len(batch) < min(self.max_batch, share):
                 one = self._waiting.popleft()
                 if not one.result.done():
                     batch.append(one)
             if not batch:
                 continue
             self.on_batch(len(batch))
+            self._num_busy += 1
             try:
                 results = await loop.run_in_executor(self.executor, self.work, [one.item for one in batch])
             except Exception as error:
@@ -94,6 +101,8 @@ class Batcher(Generic[Item, Result]):
                     if not one.result.done():
                         one.result.set_exception(error)
                 continue
+            finally:
+                self._num_busy -= 1
             for one, result in zip(batch, results, strict=True):
                 if not one.result.done():
                     one.result.set_result(result)

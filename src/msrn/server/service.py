@@ -20,6 +20,7 @@ from msrn.server.schemas import Label
 from msrn.server.settings import ServerSettings
 
 _NUM_READERS = 2
+_MOST_STREAMS = 4
 NEVER = 2.0  # stands for an infinite threshold, which JSON has not
 
 
@@ -48,7 +49,8 @@ class _Question:
 class Service:
     """A predictor that serves many requests.
 
-    Images are decoded and prepared in threads; one more runs the network, so that batches follow one another.
+    Images are decoded and prepared in threads; others run the network. On processors these are several, each with a part of them:
+    a batch that is spread over all processors waits for the one that decodes an image at that moment.
 
     Args:
         name: The bundle's name.
@@ -68,12 +70,16 @@ class Service:
         self.predictor = predictor
         self.settings = settings
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix=f"read-{name}")
-        self._network = ThreadPoolExecutor(1, thread_name_prefix=f"network-{name}")
+        num_streams, num_threads = share_threads(predictor.device.type, settings.num_streams)
+        self._network = ThreadPoolExecutor(
+            num_streams, f"network-{name}", initializer=torch.set_num_threads, initargs=(num_threads,)
+        )
         self.batcher: Batcher[Tensor, Tensor] = Batcher(
             self._predict,
             self._network,
             max_batch=settings.batch_size,
             max_waiting=settings.max_waiting,
+            num_streams=num_streams,
             on_batch=on_batch,
         )
         self.explainer: Batcher[_Question, Explanation] = Batcher(
@@ -165,6 +171,15 @@ class Service:
 
     def _explain(self, questions: Sequence[_Question]) -> list[Explanation]:
         return [self.predictor.explain(own.image, own.labels, top_k=own.top_k) for own in questions]
+
+
+def share_threads(device: str, num_streams: int | None) -> tuple[int, int]:
+    """How many batches go through the network at a time, and with how many threads each."""
+    num_threads = torch.get_num_threads()
+    if device != "cpu":
+        return num_streams or 1, num_threads
+    num_streams = num_streams or min(_MOST_STREAMS, num_threads)
+    return num_streams, max(1, num_threads // num_streams)
 
 
 async def _all(futures: "Sequence[asyncio.Future[tuple[Tensor, int, int]]]") -> list[tuple[Tensor, int, int]]:

@@ -15,6 +15,7 @@ class ServerSettings:
         max_waiting: Most images that wait for the network.
         max_requests_of_client: Most requests of one client (address) at a time.
         batch_size: Most images a pass through the network.
+        num_streams: Batches that go through the network at a time; by default one on a GPU, and up to four on processors.
         timeout: Seconds after which a request is given up.
         api_key: What callers of `/v1` have to know, or None.
     """
@@ -26,5 +27,6 @@ class ServerSettings:
     max_waiting: int = 256
     max_requests_of_client: int = 64
     batch_size: int = 16
+    num_streams: int | None = None
     timeout: float = 30.0
     api_key: str | None = None
