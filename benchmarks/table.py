@@ -405,6 +405,37 @@ def explain_time() -> str:
     return lines(["for one image", "ms", "times prediction"], rows)
 
 
+def serving() -> str:
+    """The server under load."""
+    found = read("serving")
+    rounds = found["rounds"]
+
+    def over_rounds(values: list[float], form: str) -> str:
+        return ", ".join(form.format(value) for value in values)
+
+    answers = {status for own in rounds for status in own["statuses"]}
+    rows = [
+        ["`predict` in a loop, images a second", over_rounds(found["loop_rate"], "{:.1f}")],
+        [
+            f"{found['clients']} clients, images a second, {found['seconds']:.0f} s a round",
+            over_rounds([own["rate"] for own in rounds], "{:.1f}"),
+        ],
+        ["their ratio", over_rounds(found["ratio"], "{:.2f}")],
+        ["time of a request, median, ms", over_rounds([own["p50_ms"] for own in rounds], "{:.0f}")],
+        ["time of a request, 99th percentile, ms", over_rounds([own["p99_ms"] for own in rounds], "{:.0f}")],
+        ["statuses", f"{', '.join(sorted(answers))} ({sum(own['statuses']['200'] for own in rounds):,} requests)"],
+    ]
+    for name, own in found["overload"].items():
+        total = sum(own["statuses"].values())
+        shares = ", ".join(f"{status} {100 * count / total:.0f} %" for status, count in sorted(own["statuses"].items()))
+        memory = " → ".join(f"{value:.0f}" for value in own["megabytes_before_and_after_each_third"])
+        rows += [
+            [f"{own['clients']} clients, {name}: answers", f"{shares}; {own['rate']:.1f} images a second"],
+            [f"{own['clients']} clients, {name}: memory, MB", memory],
+        ]
+    return lines(["measured", "found"], rows)
+
+
 def tagging() -> str:
     """How fast many files are tagged, and what kills cost."""
     found = read("tagging")
@@ -471,6 +502,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "explain-time": ("docs/explain.md", explain_time),
     **({"tagging": ("docs/tagging.md", tagging)} if (RESULTS / "tagging.json").exists() else {}),
     **({"export": ("docs/export.md", export)} if (RESULTS / "export.json").exists() else {}),
+    **({"serving": ("docs/serving.md", serving)} if (RESULTS / "serving.json").exists() else {}),
     "training-memory": ("docs/memory.md", memory),
     "recipes": ("docs/training.md", recipes),
     "loading": ("docs/data.md", loading),

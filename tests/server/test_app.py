@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from image_files import odd_images
 from PIL import Image
 from tiny_bundle import noise
 
@@ -94,6 +95,19 @@ def test_what_is_refused(client: TestClient) -> None:
     problem(client.post("/v1/predict", json={"images": 5}), 422)
     problem(client.get("/v1/predict"), 405)
     problem(client.get("/v1/nothing"), 404)
+
+
+@pytest.mark.parametrize(("data", "status"), odd_images().values(), ids=odd_images())
+def test_odd_images_have_the_right_answer(client: TestClient, predictor: Predictor, data: bytes, status: int) -> None:
+    answer = client.post("/v1/predict", files=files(data), data={"threshold": "0"})
+    if status != 200:
+        assert problem(answer, status)["image"] == 0
+        return
+    found = answer.json()["predictions"][0]
+    with Image.open(io.BytesIO(data)) as image:
+        expected = {own.name: own.probability for own in predictor.predict(image, threshold=0.0)[0].labels}
+    for label in found["labels"]:
+        assert abs(label["probability"] - expected[label["name"]]) < 1e-4
 
 
 def test_a_large_request_is_not_read(predictor: Predictor) -> None:

@@ -1,21 +1,12 @@
 """Odd images, each with its right answer."""
 
-import io
-import struct
-import zlib
-
 import numpy as np
 import pytest
+from image_files import bomb, encoded
 from PIL import Image
 
 from msrn.server.images import decode
 from msrn.server.problems import ProblemError
-
-
-def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def read(data: bytes) -> Image.Image:
@@ -27,21 +18,6 @@ def refused(data: bytes) -> ProblemError:
         read(data)
     assert caught.value.image == 2
     return caught.value
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(1001, 1000), (20_000, 20_000), (60_000, 60_000)])

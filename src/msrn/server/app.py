@@ -222,6 +222,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings) -> None:
                 input_width=bundle.preprocessing.size[1],
                 training=bundle.training,
                 can_explain=service.can_explain,
+                has_fitted_thresholds=bundle.thresholds is not None,
                 limits={
                     "images": settings.max_images,
                     "image_bytes": settings.max_image_bytes,

@@ -127,6 +127,7 @@ class ModelResponse(BaseModel):
     input_width: int
     training: dict[str, Any]
     can_explain: bool
+    has_fitted_thresholds: bool = Field(description="Whether thresholds were fitted on validation images.")
     limits: dict[str, float]
     models: list[str] = Field(description="All bundles that are served.")
 

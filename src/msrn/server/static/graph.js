@@ -1,7 +1,7 @@
 // The label graph: labels on a circle, group by group; a chosen label lights those it attends to and those that attend to it.
 
 const SVG = "http://www.w3.org/2000/svg";
-// Okabe and Ito's colours, which colour-blind people can tell apart, and after them the same with other shapes' rings.
+// Okabe and Ito's colours, which colour-blind people can tell apart; groups beyond eight share them, and names say which.
 const COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"];
 const MANY = 100;
 

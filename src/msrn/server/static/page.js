@@ -26,6 +26,9 @@ async function start(name = null) {
     at("model").replaceChildren(...model.models.map((own) => new Option(own, own, false, own === model.name)));
     at("model-choice").hidden = model.models.length < 2;
     showGraph(labels);
+    at("strictness-note").textContent = model.has_fitted_thresholds
+      ? "In the middle each label has its own threshold, fitted on validation images."
+      : "In the middle each label has the bundle's threshold; none was fitted a label.";
     say("");
   } catch (error) {
     model = null;
@@ -39,8 +42,8 @@ function showGraph(labels) {
   at("graph-section").hidden = false;
   const edges = labels.reduce((sum, label) => sum + label.neighbours.length, 0);
   const groups = new Set(labels.map((label) => label.group).filter((group) => group !== null)).size;
-  at("graph-note").textContent =
-    `${labels.length} labels, ${edges} edges` + (groups ? `; colours are the ${groups} groups that the network learnt.` : ".");
+  const learnt = groups > 1 ? `; colours are the ${groups} groups that the network learnt.` : groups ? "; the network put all of them in one group." : ".";
+  at("graph-note").textContent = `${labels.length} labels, ${edges} edges${learnt}`;
   graph = new LabelGraph(at("graph"), at("graph-text"), labels, (name) => graph.show(name));
 }
 

@@ -7,6 +7,6 @@ export function thresholdAt(strictness, own) {
 }
 
 export function strictnessWords(strictness) {
-  if (strictness === 50) return "as fitted";
+  if (strictness === 50) return "as is";
   return strictness < 50 ? `${50 - strictness} looser` : `${strictness - 50} stricter`;
 }
