@@ -1,6 +1,8 @@
-"""Which of the processes that train one model together this one is."""
+"""The processes of a run: which of those that train together this one is, and when those that read images end."""
 
 import os
+import signal
+from typing import Any
 
 import torch.distributed as dist
 
@@ -26,3 +28,23 @@ def is_first_process() -> bool:
         return dist.get_rank() == 0
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
     return all(os.environ.get(name, "0") in ("", "0") for name in names)
+
+
+# The longest that a worker goes on after a SIGTERM, for the first process to finish its step.
+_GRACE_S = 60
+
+
+def leave_stopping_to_the_first(worker: int) -> None:
+    """Let a worker that reads images go on when a signal comes to all processes; PyTorch's `worker_init_fn`.
+
+    A terminal sends Ctrl-C, and a batch system SIGTERM, to workers too. The first process decides what is finished and then ends
+    its workers, as their loader does when it ends and when its process is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "alarm"):  # whose signal ends a process
+        signal.alarm(_GRACE_S)

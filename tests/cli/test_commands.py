@@ -135,7 +135,9 @@ def test_evaluate_takes_a_table_of_one_column_a_label_and_names_labels_without_p
     table = tmp_path / "columns.csv"
     rows = [f"{data / 'images' / f'test-{index:02d}.png'},{index % 2},?" for index in range(4)]
     table.write_text("\n".join(["path,dark,red", *rows]) + "\n")
-    code, out, _ = run(capsys, "evaluate", bundle, "--data", table, "--split", "train", "--json", "-")
+    code, out, _ = run(
+        capsys, "evaluate", bundle, "--data", table, "--split", "train", "--allow-outside", "--json", "-"
+    )
     report = json.loads(out)
     assert code == 0
     assert report["labels_without_positives"] == ["bright", "red"]
@@ -202,7 +204,8 @@ def test_an_empty_or_unknown_split_is_named_with_those_that_exist(capsys, bundle
 def test_a_label_that_the_model_does_not_know_is_named_with_the_nearest(capsys, bundle, data, tmp_path):
     table = tmp_path / "typo.csv"
     table.write_text(f"path,labels,split\n{data / 'images' / 'test-00.png'},brigth,test\n")
-    check_error(run(capsys, "evaluate", bundle, "--data", table), "'brigth'", "'bright'")
+    check_error(run(capsys, "evaluate", bundle, "--data", table), "lie outside of", "--allow-outside")
+    check_error(run(capsys, "evaluate", bundle, "--data", table, "--allow-outside"), "'brigth'", "'bright'")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -165,8 +165,10 @@ def test_without_a_name_the_table_is_called_after_the_source(tmp_path, capsys, m
 
 @pytest.mark.skipif(not VOC.exists(), reason="needs VOC 2007 in shared/")
 def test_unknown_labels_of_voc_survive(tmp_path, capsys):
-    assert run(capsys, VOC, "--out", tmp_path / "voc.csv")[0] == 0
-    before, after = open_source(VOC), open_source(tmp_path / "voc.csv")
+    code, out, _ = run(capsys, VOC, "--out", tmp_path / "voc.csv")
+    assert code == 0
+    assert "images lie outside of the table's folder: read it with --allow-outside" in " ".join(out.split())
+    before, after = open_source(VOC), open_source(tmp_path / "voc.csv", allow_outside=True)
     assert after.label_names == before.label_names
 
     def rows(source):

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import sys
 import tarfile
 import time
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msrn.data.cells import is_unknown
+from msrn.data.open import open_source
 from msrn.data.packed import TarMember
 from msrn.data.source import Problem
 from msrn.data.table import TableSource, find_tables
@@ -266,7 +268,23 @@ def test_unicode_spaces_byte_order_mark_blank_lines_and_crlf(table: Path) -> Non
 
 
 def test_absolute_paths_stay(table: Path) -> None:
-    assert TableSource(write(table, "path,label", "/data/a.jpg,cat")).read("train").paths == (Path("/data/a.jpg"),)
+    source = open_source(write(table, "path,label", "/data/a.jpg,cat"), allow_outside=True)
+    assert source.read("train").paths == (Path("/data/a.jpg"),)
+
+
+@pytest.mark.parametrize(
+    "outside", ["/etc/hosts", "../a.jpg", "x/../../a.jpg", "x/../.././a.jpg", "../{folder}-2/a.jpg"]
+)
+def test_paths_that_lead_out_of_the_folder(table: Path, outside: str) -> None:
+    outside = outside.format(folder=table.parent.name)
+    write(table, "path,label", "a.jpg,cat", f"{outside},cat", f"{table.parent / 'b.jpg'},cat", "x/../c.jpg,cat")
+    with pytest.raises(DataError, match=r"1 images of .* lie outside of .*allow it by --allow-outside") as error:
+        open_source(table).read("train")
+    assert os.path.normpath(table.parent / outside) in str(error.value)
+    assert len(open_source(table, allow_outside=True).read("train")) == 4
+    problems: list[Problem] = []
+    open_source(table, problems=problems).read("train")
+    assert [(problem.kind, problem.file, problem.line) for problem in problems] == [("outside", table, 3)]
 
 
 def test_semicolons_between_columns(table: Path) -> None:
@@ -581,7 +599,7 @@ def test_a_path_through_an_archive_is_a_member_of_it(tmp_path: Path) -> None:
         tar.addfile(info, io.BytesIO(b"abc"))
     (tmp_path / "folder.tar").mkdir()
     write(tmp_path / "t.csv", "path,labels", "a.tar/x/0.jpg,cat", "folder.tar/0.jpg,cat", "../a.tar,cat")
-    member, below, outside = TableSource(tmp_path / "t.csv").read("train").paths
+    member, below, outside = open_source(tmp_path / "t.csv", allow_outside=True).read("train").paths
     assert isinstance(member, TarMember)
     assert member.read_bytes() == b"abc"
     assert below == tmp_path / "folder.tar" / "0.jpg"

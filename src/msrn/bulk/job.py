@@ -64,6 +64,7 @@ def tag_images(
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
     path_column: str | None = None,
+    allow_outside: bool = False,
     engine: str = "local",
     restart: bool = False,
     overwrite: bool = False,
@@ -87,6 +88,7 @@ def tag_images(
             model runs on the processor too. On Ray, processes that read and predict.
         part_size: Most images a part; a part also ends after 30 seconds.
         path_column: Of tables.
+        allow_outside: Of tables.
         engine: "local", or "ray" for Ray Data on this machine or the cluster of RAY_ADDRESS.
         restart: Begin anew where an unfinished job lies.
         overwrite: Replace an `out` that exists.
@@ -115,7 +117,7 @@ def tag_images(
     writer.check(about, local_out, [str(source) for source in sources])
     if _absolute(local_out) in map(_absolute, sources):
         raise MSRNError(f"--out {out} is one of the sources. Give another name.")
-    check_sources(sources, path_column=path_column)
+    check_sources(sources, path_column=path_column, allow_outside=allow_outside)
     parts_folder = local_out.with_name(f"{local_out.name}.parts")
     errors_file = local_out.with_name(f"{local_out.name}.errors.jsonl")
     if not overwrite and not parts_folder.exists():
@@ -141,7 +143,7 @@ def tag_images(
     }
     with Parts(parts_folder, job, restart=restart) as parts:
         remove_leftovers(local_out.parent, local_out.name, errors_file.name)  # of a kill while these were written
-        refs = find_images(sources, path_column=path_column)
+        refs = find_images(sources, path_column=path_column, allow_outside=allow_outside)
         parts.skip(refs)
         num_resumed = parts.num_images
         if (first := next(refs, None)) is not None:

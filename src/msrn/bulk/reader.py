@@ -16,6 +16,7 @@ from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches
 from msrn.data.transforms import Preprocessing
 from msrn.errors import MSRNError, UnreadableImageError
+from msrn.processes import leave_stopping_to_the_first
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
 _SLOTS_PER_WORKER = 3
@@ -111,6 +112,7 @@ def read_batches(
         collate_fn=_keep,
         num_workers=num_workers,
         pin_memory=False,
+        worker_init_fn=leave_stopping_to_the_first,
     )
     try:
         for images, names, errors in loader:

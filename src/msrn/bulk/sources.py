@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
@@ -14,6 +15,7 @@ from typing import TextIO
 from msrn.data.images import IMAGE_SUFFIXES
 from msrn.data.packed import PackedImage, TarMember, walk_tar
 from msrn.data.records import SUFFIXES, read_records
+from msrn.data.source import is_outside
 from msrn.data.table import PATH_COLUMNS
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError, UnreadableImageError
 
@@ -119,7 +121,11 @@ class ClosedFolder(PackedImage):
 
 
 def find_images(
-    sources: Sequence[str | Path], *, path_column: str | None = None, lines: Iterable[str] | None = None
+    sources: Sequence[str | Path],
+    *,
+    path_column: str | None = None,
+    allow_outside: bool = False,
+    lines: Iterable[str] | None = None,
 ) -> Iterator[ImageRef]:
     """The images of all sources, one by one, in an order that depends on names alone.
 
@@ -131,6 +137,7 @@ def find_images(
             relative paths start at the table's folder), tar archives, http(s) addresses, files, folders and globs of file systems
             that fsspec knows (`s3://bucket/photos`), and `-` for names on standard input, one a line.
         path_column: The tables' column of paths; by default one of the usual names.
+        allow_outside: Let tables name files outside of their folders, and addresses other than http(s).
         lines: Read in place of standard input.
 
     Raises:
@@ -138,12 +145,13 @@ def find_images(
         EmptySplitError: A source holds no images.
         DataError: A table or archive cannot be read.
     """
+    table_options = _TableOptions(path_column, allow_outside)
     folders: list[str] = []  # that were walked
     seen: set[str] = set()  # what globs and names gave
     for number, source in enumerate(map(str, sources)):
         is_list = source == STANDARD_INPUT or "://" in source or Path(source).suffix.lower() in (*SUFFIXES, ".tar")
         is_empty = True
-        for image in _images_of(source, path_column, _standard_input() if lines is None else lines):
+        for image in _images_of(source, table_options, _standard_input() if lines is None else lines):
             is_empty = False
             if not is_list and len(sources) > 1:
                 place = os.path.abspath(image)  # noqa: PTH100
@@ -161,7 +169,9 @@ def find_images(
             folders.append(os.path.join(os.path.abspath(_expanded(source)), ""))  # noqa: PTH100, PTH118
 
 
-def check_sources(sources: Sequence[str | Path], *, path_column: str | None = None) -> None:
+def check_sources(
+    sources: Sequence[str | Path], *, path_column: str | None = None, allow_outside: bool = False
+) -> None:
     """Refuse sources that do not exist, hold no images or cannot be read, before any work is done.
 
     Looks for the first image of each. What needs a network, and standard input, is left for later.
@@ -175,10 +185,16 @@ def check_sources(sources: Sequence[str | Path], *, path_column: str | None = No
         raise EmptySplitError("expected at least one image, folder, table or archive, got none. Name what to read.")
     for source in map(str, sources):
         if source != STANDARD_INPUT and "://" not in source:
-            next(find_images([source], path_column=path_column))
+            next(find_images([source], path_column=path_column, allow_outside=allow_outside))
 
 
-def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[str]) -> Iterator[ImageRef]:
+@dataclass(frozen=True)
+class _TableOptions:
+    path_column: str | None
+    allow_outside: bool
+
+
+def _images_of(source: str, table_options: _TableOptions, lines: TextIO | Iterable[str]) -> Iterator[ImageRef]:
     if source == STANDARD_INPUT:
         for line in lines:
             if name := line.rstrip("\r\n"):
@@ -192,22 +208,22 @@ def _images_of(source: str, path_column: str | None, lines: TextIO | Iterable[st
         return
     path = _expanded(source)
     if path.exists():
-        yield from _images_in(path, path_column)
+        yield from _images_in(path, table_options)
         return
     matches = _matches(str(path)) if glob.has_magic(source) else []
     if not matches:
         what = "matches no file" if glob.has_magic(source) else "does not exist"
         raise SourceNotFoundError(f"{source} {what}. Check the path; relative ones start at {Path.cwd()}.")
     for match in matches:
-        yield from _images_in(match, path_column)
+        yield from _images_in(match, table_options)
 
 
-def _images_in(path: Path, path_column: str | None) -> Iterator[ImageRef]:
+def _images_in(path: Path, table_options: _TableOptions) -> Iterator[ImageRef]:
     """The images of a folder, table, archive or file that exists."""
     if path.is_dir():
         yield from _images_below(path)
     elif path.suffix.lower() in SUFFIXES:
-        yield from _images_of_table(path, path_column)
+        yield from _images_of_table(path, table_options)
     elif path.suffix.lower() == ".tar":
         for entry in walk_tar(path):
             if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
@@ -254,7 +270,9 @@ def _images_below(folder: Path) -> Iterator[ImageRef]:
         yield from _images_below(folder / name)
 
 
-def _images_of_table(table: Path, path_column: str | None) -> Iterator[ImageRef]:
+def _images_of_table(table: Path, options: _TableOptions) -> Iterator[ImageRef]:
+    path_column = options.path_column
+
     def refuse(_: str, message: str, __: int) -> None:
         raise DataError(message)
 
@@ -277,7 +295,20 @@ def _images_of_table(table: Path, path_column: str | None) -> Iterator[ImageRef]
             raise DataError(
                 f"{table}:{line}: no path in the column '{names[column]}'. Fill it in, or leave the row out."
             )
-        yield _named(name, table.parent)
+        image = _named(name, table.parent)
+        if not options.allow_outside and _leads_out(image, table.parent):
+            raise DataError(
+                f"{table}:{line}: {name} lies outside of {table.parent}. If these are the images you mean, allow it by "
+                "--allow-outside."
+            )
+        yield image
+
+
+def _leads_out(image: ImageRef, folder: Path) -> bool:
+    """Whether an image that a table names is none of its folder's; addresses on the web are nobody's files."""
+    if isinstance(image, RemoteImage):
+        return not image.address.startswith(_SCHEMES)
+    return is_outside(image.archive if isinstance(image, TarMember) else Path(image), folder)
 
 
 def _named(name: str, folder: Path | None = None) -> ImageRef:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msrn.cli.source_options import (
+    AllowOutside,
     KeepUnannotated,
     LabelColumn,
     LabelNames,
@@ -64,6 +65,7 @@ def check(
     split_column: SplitColumn = None,
     label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
     page: Annotated[
         Path | None, typer.Option("--out", metavar="PAGE", help="Write a page to look at (HTML).", show_default=False)
     ] = None,
@@ -88,6 +90,7 @@ def check(
         group_column=group_by,
         label_names=names_of(label_names),
         keep_unannotated=keep_unannotated,
+        allow_outside=allow_outside,
     )
     console = make_console(json_file)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

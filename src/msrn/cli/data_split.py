@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msrn.cli.source_options import (
+    AllowOutside,
     KeepUnannotated,
     LabelColumn,
     LabelNames,
@@ -68,6 +69,7 @@ def split(
     split_column: SplitColumn = None,
     label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what .split.json holds; '-' prints it.")
     ] = None,
@@ -102,6 +104,7 @@ def split(
             path_column=path_column,
             split_column=split_column,
             keep_unannotated=keep_unannotated,
+            allow_outside=allow_outside,
             label_names=names_of(label_names),
             group_column=group_by,
         )
@@ -148,6 +151,7 @@ def _split_source(
     from dataclasses import asdict
 
     from msrn.data import LabelledImages, check_disjoint
+    from msrn.data.source import is_outside
     from msrn.data.split import check_groups_apart, plan_split
     from msrn.data.split_table import write_split
     from msrn.errors import DataError
@@ -204,6 +208,12 @@ def _split_source(
             f"the table has no room for the column '{group_column}': its labels have a column each",
             highlight=False,
             markup=False,
+        )
+    if any(isinstance(path, Path) and is_outside(path, out.parent) for part in splits.values() for path in part.paths):
+        console.print(
+            "images lie outside of the table's folder: read it with --allow-outside (in a recipe data.allow_outside=true), or "
+            "write it into theirs",
+            highlight=False,
         )
     console.print(
         f"copies of a photo under other names may be in two splits; msrn data check {out} finds them",

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    AllowOutside,
+    KeepUnannotated,
+    LabelColumn,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+)
 
 EPILOG = """Examples:
 
@@ -27,6 +35,7 @@ def evaluate(
     path_column: PathColumn = None,
     split_column: SplitColumn = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics as fractions; '-' prints them.")
     ] = None,
@@ -46,6 +55,7 @@ def evaluate(
         path_column=path_column,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        allow_outside=allow_outside,
     )
     images = read_labelled(data, split, predictor.label_names, **options)
     console = make_console(json_file)

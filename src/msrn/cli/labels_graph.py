@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msrn.cli.source_options import (
+    AllowOutside,
     KeepUnannotated,
     LabelColumn,
     LabelNames,
@@ -72,6 +73,7 @@ def graph(
     split_column: SplitColumn = None,
     label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
 ) -> None:
     """Count which labels occur together in the training images, and choose the edges of the label graph.
 
@@ -109,6 +111,7 @@ def graph(
         label_separator=label_separator,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        allow_outside=allow_outside,
         label_names=names_of(label_names),
     )
     console = make_console(json_file)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msrn.cli.source_options import (
+    AllowOutside,
     KeepUnannotated,
     LabelColumn,
     LabelNames,
@@ -71,6 +72,7 @@ def vectors(
     split_column: SplitColumn = None,
     label_names: LabelNames = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
 ) -> None:
     """Make a word vector for each label, and name every label that was not found as it is, with what was used instead.
 
@@ -91,6 +93,7 @@ def vectors(
         label_separator=label_separator,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        allow_outside=allow_outside,
         label_names=names_of(label_names),
     )
     console = make_console(json_file)

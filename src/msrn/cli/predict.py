@@ -4,7 +4,7 @@ import glob
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,6 +79,10 @@ def predict(
     path_column: Annotated[
         str | None, typer.Option(help="With --out: the tables' column of paths.", show_default=False)
     ] = None,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="With --out: let tables name images outside of their folders."),
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="With --out: local, or ray for Ray Data here or on the cluster of RAY_ADDRESS.")
     ] = "local",
@@ -110,7 +114,12 @@ def predict(
     from msrn.errors import MSRNError
     from msrn.predict import load
 
-    given = {"--format": format, "--workers": workers, "--path-column": path_column}
+    given = {
+        "--format": format,
+        "--workers": workers,
+        "--path-column": path_column,
+        "--allow-outside": allow_outside or None,
+    }
     given |= {
         "--engine": None if engine == "local" else engine,
         "--restart": restart or None,
@@ -137,7 +146,7 @@ def predict(
     find_format(Path(out), format)
     check_can_write("--json", json_file)
     predictor = load(bundle, device=device, bf16=bf16)
-    with _Progress(console, sources, path_column) as progress:
+    with _Progress(console, sources, path_column=path_column, allow_outside=allow_outside) as progress:
         result = tag_images(
             predictor,
             sources,
@@ -149,6 +158,7 @@ def predict(
             num_workers=workers,
             part_size=part_size,
             path_column=path_column,
+            allow_outside=allow_outside,
             engine=engine,
             restart=restart,
             overwrite=overwrite,
@@ -238,12 +248,12 @@ class _Progress:
     The images are counted while the first ones are tagged; those of standard input are not known before their end.
     """
 
-    def __init__(self, console: "Console", sources: Sequence[str], path_column: str | None) -> None:
+    def __init__(self, console: "Console", sources: Sequence[str], **table_options: Any) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = console
         self.sources = sources
-        self.path_column = path_column
+        self.table_options = table_options
         self.total: int | None = None
         self._start: tuple[float, int] | None = None
         self._printed = time.monotonic()
@@ -292,6 +302,6 @@ class _Progress:
         from msrn.errors import MSRNError
 
         try:
-            self.total = sum(1 for _ in find_images(self.sources, path_column=self.path_column))
+            self.total = sum(1 for _ in find_images(self.sources, **self.table_options))
         except (MSRNError, OSError):
             return  # the job says it

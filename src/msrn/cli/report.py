@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    AllowOutside,
+    KeepUnannotated,
+    LabelColumn,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+)
 
 if TYPE_CHECKING:
     from msrn.predict import Predictor
@@ -40,6 +48,7 @@ def report(
     path_column: PathColumn = None,
     split_column: SplitColumn = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything that the page shows; '-' prints it.")
     ] = None,
@@ -71,6 +80,7 @@ def report(
         path_column=path_column,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        allow_outside=allow_outside,
     )
     console = make_console(json_file)
     predictors = {

@@ -19,8 +19,10 @@ KeepUnannotated = Annotated[
         show_default=False,
     ),
 ]
-
-
+AllowOutside = Annotated[
+    bool | None,
+    typer.Option("--allow-outside", help="Let a table or list name images outside of its folder.", show_default=False),
+]
 LabelNames = Annotated[
     str | None,
     typer.Option(

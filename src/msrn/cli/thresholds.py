@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msrn.cli.source_options import KeepUnannotated, LabelColumn, LabelSeparator, PathColumn, SplitColumn, given
+from msrn.cli.source_options import (
+    AllowOutside,
+    KeepUnannotated,
+    LabelColumn,
+    LabelSeparator,
+    PathColumn,
+    SplitColumn,
+    given,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +63,7 @@ def thresholds(
     path_column: PathColumn = None,
     split_column: SplitColumn = None,
     keep_unannotated: KeepUnannotated = None,
+    allow_outside: AllowOutside = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report; '-' prints it.")
     ] = None,
@@ -80,6 +89,7 @@ def thresholds(
         path_column=path_column,
         split_column=split_column,
         keep_unannotated=keep_unannotated,
+        allow_outside=allow_outside,
     )
     is_plain = (target, calibration, min_positives) == ("f1", "auto", 5)
     if reset and not (is_plain and data is None and out is None and split is None and not reading):

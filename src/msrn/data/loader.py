@@ -17,7 +17,7 @@ from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
 from msrn.errors import MSRNError, UnreadableImageError
-from msrn.processes import rank_and_world_size
+from msrn.processes import leave_stopping_to_the_first, rank_and_world_size
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
 _SLOTS_PER_WORKER = 3
@@ -298,6 +298,7 @@ def build_loader(
         collate_fn=_keep,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_stopping_to_the_first,
         pin_memory=torch.cuda.is_available(),
     )
 

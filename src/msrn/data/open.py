@@ -24,12 +24,15 @@ _READERS = (
 )
 
 
-def open_source(path: str | Path, *, problems: list[Problem] | None = None, **options: Any) -> Source:
+def open_source(
+    path: str | Path, *, problems: list[Problem] | None = None, allow_outside: bool = False, **options: Any
+) -> Source:
     """Open a data set, whose layout is recognised from the path; docs/data.md lists the layouts.
 
     Args:
         path: A folder or file, or `hf:owner/name` for a data set on the Hugging Face hub.
         problems: Gathers what is wrong in the data set; by default the first problem raises.
+        allow_outside: Let tables and lists name images outside of the data set's folder, which is the table's own.
         options: Arguments of the layout's reader, such as `label_separator` of `TableSource`.
 
     Raises:
@@ -45,7 +48,9 @@ def open_source(path: str | Path, *, problems: list[Problem] | None = None, **op
     for reader in _readers():
         if reader.recognises(path):
             _check_options(reader, path, options)
-            return reader(path, problems=problems, **options)  # type: ignore[call-arg]
+            source = reader(path, problems=problems, **options)  # type: ignore[call-arg]
+            source.allow_outside = allow_outside
+            return source
     looked_for = "; ".join(f"{reader.layout} ({reader.recognised_by})" for reader in _readers())
     raise SourceNotFoundError(
         f"{path} has no layout that msrn knows: looked for {looked_for}. "

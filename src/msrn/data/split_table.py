@@ -134,7 +134,7 @@ def verify_split(table: str | Path) -> dict[str, Any]:
             f"{table} was changed after it was split: its SHA-256 is not the one in {sidecar.name}. "
             "Bring the table back, or split again."
         )
-    source = open_source(table)
+    source = open_source(table, allow_outside=True)
     splits = [source.read(name) for name in source.splits]
     check_disjoint(*splits)
     found = {part.split: (len(part), split_hash(part, root=table.parent)) for part in splits}

@@ -40,6 +40,7 @@ class DataRecipe(Section):
     keep_unannotated: bool | None = Field(
         None, description="Keep COCO's images without annotations, as images of nothing; left out by default."
     )
+    allow_outside: bool = Field(False, description="Let a table or list name images outside of its folder.")
     train: Annotated[tuple[SplitName, ...], Field(min_length=1)] = Field(("train",), description="Splits to train on.")
     val: SplitName | Literal["auto", "held_out"] = Field(
         "auto",
@@ -95,7 +96,15 @@ class DataRecipe(Section):
 
     def source_options(self) -> dict[str, Any]:
         """Arguments of `msrn.data.open_source` that were given."""
-        names = ("path_column", "label_column", "label_names", "label_separator", "split_column", "keep_unannotated")
+        names = (
+            "path_column",
+            "label_column",
+            "label_names",
+            "label_separator",
+            "split_column",
+            "keep_unannotated",
+            "allow_outside",
+        )
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from msrn.data.loader import mix_seed
 from msrn.files import put_in_place
+from msrn.training.stopping import StopWhenAsked
 
 BEST_FILE = "best.ckpt"
 LAST_FILE = "last.ckpt"
@@ -28,11 +29,22 @@ class KeepCheckpoints(Checkpoint):
     Args:
         folder: Where the two files are kept; they are replaced whole.
         every_steps: Also renew `last.ckpt` after every so many steps of the optimizer; None waits for the end of the epoch.
+        stopping: Tells when to save and stop; None never does.
+        can_save_steps: Whether a run can go on within an epoch; otherwise it stops without another checkpoint.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_steps: int | None = None,
+        stopping: StopWhenAsked | None = None,
+        can_save_steps: bool = True,
+    ) -> None:
         self.folder = folder
         self.every_steps = every_steps
+        self.stopping = stopping
+        self.can_save_steps = can_save_steps
         self.best_epoch = -1
         self.best_mAP = -math.inf
         self.kept = ""
@@ -66,9 +78,15 @@ class KeepCheckpoints(Checkpoint):
         """Save between two steps; the last step of an epoch is followed by the checkpoint of the epoch."""
         # Only where the optimizer has just moved: gradients that are still being accumulated are not saved.
         has_stepped, self._step = trainer.global_step > self._step, trainer.global_step
-        if has_stepped and self.every_steps and self._step % self.every_steps == 0 and not trainer.is_last_batch:
+        if not has_stepped or trainer.is_last_batch:
+            return
+        is_over = self.stopping is not None and self.stopping.is_over(trainer)
+        is_due = self.every_steps is not None and self._step % self.every_steps == 0
+        if is_due or (is_over and self.can_save_steps):
             self._num_batches = batch_idx + 1
             self._save(trainer, f"Epoch {trainer.current_epoch + 1} up to batch {batch_idx + 1}", is_best=False)
+        if is_over and self.stopping is not None:
+            self.stopping.stop()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save this epoch, and keep it if it is the best so far."""
@@ -78,6 +96,8 @@ class KeepCheckpoints(Checkpoint):
             self.best_epoch, self.best_mAP = trainer.current_epoch, score
         self._num_batches = 0
         self._save(trainer, f"Epoch {trainer.current_epoch + 1}", is_best=is_best)
+        if self.stopping is not None and self.stopping.is_over(trainer, is_epoch_end=True):
+            self.stopping.stop()
 
     def _save(self, trainer: pl.Trainer, what: str, *, is_best: bool) -> None:
         before, self.kept = self.kept, what

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -269,7 +267,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 class TrainTogether(pl.Callback):
-    """Makes sure that every process sees the folder of checkpoints that the first one makes, and that a signal stops all of them.
+    """Makes sure that every process sees the folder of checkpoints that the first one makes.
 
     Args:
         folder: The folder.
@@ -291,12 +289,3 @@ class TrainTogether(pl.Callback):
                 f"not every process of this run sees {self.folder}. Put the run folder on a file system that all machines share."
             )
         )
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """End at once on SIGTERM: Lightning (2.6) would ask the other processes first, which may be asking something else."""
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _end)
-
-
-def _end(signum: int, frame: Any) -> None:
-    raise SIGTERMException

@@ -32,6 +32,7 @@ from msrn.training.distributed import (
 from msrn.training.meter import Meter
 from msrn.training.module import MSRNModule
 from msrn.training.progress import progress_callbacks
+from msrn.training.stopping import StopWhenAsked
 from msrn.training.table import EpochTable
 from msrn.training.tensorboard import TensorBoardCurves
 from msrn.training.watch import StopEarly, WarnWhenStuck, chance_mean_average_precision
@@ -138,6 +139,9 @@ def fit(
     Where the settings ask for several processes, Lightning starts this program again for each of the others. All of them return
     the same; only the first writes and prints. Loaders have to deal their images out, as those of `build_loader` do.
 
+    Ctrl-C or SIGTERM once lets the step of the optimizer end and saves it as `last.ckpt`; at the end of an epoch it is validated
+    first. A second one stops at once, and what is kept is the last checkpoint.
+
     Raises:
         TrainingError: The loss is not finite, there is nothing to resume from, or there are too few GPUs or images for so many
             processes.
@@ -163,8 +167,14 @@ def fit(
             raise TrainingError(
                 f"{last} is damaged ({type(error).__name__}). Start the run anew with another --out."
             ) from None
-    checkpoints = KeepCheckpoints(checkpoint_dir, every_steps=trainer_settings.checkpoint_steps)
-    callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), checkpoints]
+    stopping = StopWhenAsked(is_quiet=console is None)
+    checkpoints = KeepCheckpoints(
+        checkpoint_dir,
+        every_steps=trainer_settings.checkpoint_steps,
+        stopping=stopping,
+        can_save_steps=isinstance(train_loader, ImageLoader),
+    )
+    callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), stopping, checkpoints]
     with quiet_lightning(), _interruptible():
         trainer = pl.Trainer(
             **{**trainer_settings.trainer_arguments(), **plan.trainer_arguments()},
