@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= msrn-demo
 
-.PHONY: demo test test-slow lint types check clean help
+.PHONY: demo test test-slow faults fuzz lint types check clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,13 @@ test: $(VENV)/.dev  ## Run the tests (CPU, offline).
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes.
 	$(BIN)/pytest -q -m slow
+
+faults: $(VENV)/.dev  ## Inject every fault of docs/reliability.md and print what was lost (about 30 minutes).
+	$(BIN)/pytest -q -m fault
+
+fuzz: $(VENV)/.dev  ## Give every reader half a million inputs (hours).
+	$(BIN)/python -m pip install -q -c constraints.txt atheris
+	$(BIN)/python tests/fuzz/long_run.py
 
 lint: $(VENV)/.dev  ## Check style.
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """What tests of several folders share."""
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
@@ -53,3 +54,43 @@ def browser() -> "Iterator[Browser]":
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _name_of_fault(request: pytest.FixtureRequest) -> None:
+    """Note which row of docs/reliability.md a test shows, for the table that `make faults` prints."""
+    if mark := request.node.get_closest_marker("fault"):
+        request.node.user_properties.append(("fault", mark.args[0]))
+
+
+@pytest.fixture
+def lost(request: pytest.FixtureRequest) -> Callable[[Iterable[Hashable], Iterable[Hashable], str], None]:
+    """Compare what there was before a fault, or would be without it, with what there is after it; the difference was lost."""
+
+    def compare(before: Iterable[Hashable], after: Iterable[Hashable], what: str) -> None:
+        expected, found = Counter(before), Counter(after)
+        assert expected, f"there were no {what} that could be lost"
+        missing, surplus = expected - found, found - expected
+        text = f"{missing.total() or 'nothing'} of {expected.total()} {what}"
+        request.node.user_properties.append(("lost", text if not surplus else f"{text}, {surplus.total()} too many"))
+        assert not missing, f"lost {text}: {list(missing)[:5]}"
+        assert not surplus, f"{surplus.total()} {what} too many: {list(surplus)[:5]}"
+
+    return compare
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Under `-m fault`: a row a fault, with what was lost."""
+    if config.option.markexpr != "fault":
+        return
+    rows = []
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            properties = getattr(report, "user_properties", ())  # a file that cannot be imported has none
+            said = dict(properties)
+            if "fault" in said and (report.when == "call" or outcome == "skipped"):
+                cost = "; ".join(value for name, value in properties if name == "lost") or "not told"
+                rows.append((said["fault"], "not run" if outcome == "skipped" else outcome, cost))
+    terminalreporter.section("faults: what was lost")
+    for fault, outcome, cost in sorted(rows):
+        terminalreporter.write_line(f"{fault:<66} {outcome:<8} lost: {cost}")

@@ -75,3 +75,16 @@ class NonFiniteLossError(TrainingError):
 
 class MissingDependencyError(MSRNError):
     """An optional package is not installed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or PyTorch says that memory has run out, of the machine or of a GPU.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    said = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in said)
+    )

@@ -45,6 +45,12 @@ def leave_stopping_to_the_first(worker: int) -> None:
 
 
 def _end_later(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "alarm"):  # whose signal ends a process
+    for name in ("SIGTERM", "SIGALRM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
+    if hasattr(signal, "alarm"):
         signal.alarm(_GRACE_S)
+
+
+def _end(number: int, frame: Any) -> None:
+    os._exit(0)  # the first process takes any other end for a fault

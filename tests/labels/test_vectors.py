@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from msrn.labels import LabelGraph, vectors_from_co_occurrence
+from msrn.labels.vectors import leading_eigenvectors
 
 
 def test_vectors_have_length_one_and_are_finite(label_graph: LabelGraph) -> None:
@@ -54,3 +55,20 @@ def test_one_label() -> None:
 def test_width_below_one(label_graph: LabelGraph) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         vectors_from_co_occurrence(label_graph, dim=0)
+
+
+def test_many_labels_are_left_to_subspace_iteration() -> None:
+    """Groups of labels that occur together: the leading eigenvectors span what the exact ones span."""
+    generator = torch.Generator().manual_seed(0)
+    scene = torch.randint(0, 12, (400,), generator=generator)
+    matrix = torch.zeros(120, 120, dtype=torch.float64)
+    for number in range(12):
+        group = slice(10 * number, 10 * number + 10)
+        matrix[group, group] = 0.5 + number + 0.1 * torch.rand(10, 10, generator=generator, dtype=torch.float64)
+    matrix += 0.01 * (scene[:120, None] == scene[None, :120])
+    matrix = (matrix + matrix.T) / 2
+    exact_values, exact = leading_eigenvectors(matrix, 12)
+    values, vectors = leading_eigenvectors(matrix, 12, most_exact=50)
+    torch.testing.assert_close(values, exact_values, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(vectors @ vectors.T, exact @ exact.T, rtol=0, atol=1e-6)
+    assert torch.equal(vectors, leading_eigenvectors(matrix, 12, most_exact=50)[1])

@@ -18,6 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msrn.data.cells import is_unknown
 from msrn.data.records import import_parquet
 from msrn.errors import MSRNError
 from msrn.files import JSONLinesWriter, replace_file, replace_folder
@@ -26,6 +27,7 @@ Row = dict[str, Any]
 
 _ROW_GROUP = 8192
 _SEPARATOR = "|"  # the first of those that tables of labels are read with
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _XMP = "adobe:ns:meta/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
@@ -72,7 +74,8 @@ def write_parquet(rows: Iterable[Row], out: Path, about: About) -> None:
 def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
     """Columns `path`, `labels` and `probabilities`, the last two with `|` between the values; a table that `msrn train` reads.
 
-    An image with none of the labels has `[]`.
+    An image with none of the labels has `[]`. What a spreadsheet would take for a formula is written otherwise: labels as a list, a
+    path with `./` before it.
     """
     with (
         replace_file(out) as temporary,
@@ -82,8 +85,12 @@ def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
         writer.writerow(("path", "labels", "probabilities"))
         for row in _readable(rows):
             # A blank cell would say that nobody looked.
-            names = _SEPARATOR.join(label["name"] for label in row["labels"]) or "[]"
-            writer.writerow((row["path"], names, _SEPARATOR.join(str(label["probability"]) for label in row["labels"])))
+            names = [label["name"] for label in row["labels"]]
+            cell = _SEPARATOR.join(names) or "[]"
+            if cell.startswith(_FORMULA):
+                cell = json.dumps(names, ensure_ascii=False)
+            path = f"./{row['path']}" if row["path"].startswith(_FORMULA) else row["path"]
+            writer.writerow((path, cell, _SEPARATOR.join(str(label["probability"]) for label in row["labels"])))
 
 
 def write_jsonl(rows: Iterable[Row], out: Path, about: About) -> None:
@@ -183,6 +190,11 @@ def _check_csv(about: About, out: Path, sources: Sequence[str]) -> None:
         raise MSRNError(
             f"the label '{awkward[0]}' has a '{_SEPARATOR}' in it, which a CSV file would split. Give a name that ends in "
             ".parquet or .jsonl."
+        )
+    unknown = [name for name in about.label_names if is_unknown(name)]
+    if unknown:
+        raise MSRNError(
+            f"the label '{unknown[0]}' means in tables that nothing is known. Give a name that ends in .parquet or .jsonl."
         )
 
 

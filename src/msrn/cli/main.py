@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 import typer
 
@@ -22,7 +23,7 @@ from msrn.cli import (
     thresholds,
     train,
 )
-from msrn.errors import MSRNError
+from msrn.errors import MSRNError, is_out_of_memory
 
 # The exit codes that Typer turns Ctrl-C into, and training SIGTERM.
 STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
@@ -33,6 +34,8 @@ AFTER_STOP = {
     "compare": " Start it again: it goes on where it stopped.",
     "predict": " With --out, the same command goes on where it stopped.",
 }
+
+OUT_OF_MEMORY = "memory ran out. Lower --batch-size or --workers where the command has them, or end other programs."
 
 app = typer.Typer(
     name="msrn",
@@ -76,6 +79,8 @@ app.add_typer(labels.app, name="labels")
 
 def main() -> None:
     """Run a command; a problem that msrn knows is one line on standard error and exit code 1."""
+    # Pillow's remark on large images; those that are too large are refused, and named.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
         app()
     except MSRNError as error:
@@ -87,11 +92,15 @@ def main() -> None:
             raise
         _fail(f"stopped by {STOPPED[stop.code]}.{AFTER_STOP.get(sys.argv[1], '')}", code=stop.code)
     except OSError as error:
+        if is_out_of_memory(error):
+            _fail(OUT_OF_MEMORY)
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check that the path is right, writable and has space left.")
     except Exception as error:
         if os.environ.get("MSRN_DEBUG"):
             raise
+        if is_out_of_memory(error):
+            _fail(OUT_OF_MEMORY)
         text = " ".join(str(error).split()) or "no message"
         _fail(
             f"msrn did not expect this: {type(error).__name__}: {text[:400]}. Check data and settings; "

@@ -25,6 +25,7 @@ from msrn.recipes.semantics import read_label_graph, read_word_vectors, semantic
 from msrn.recipes.splits import Splits, read_splits
 from msrn.training import TrainerSettings, fit
 from msrn.training.checkpoints import LAST_FILE
+from msrn.training.memory import explaining_out_of_memory
 
 # What a run folder holds.
 RECIPE_FILE = "recipe.yaml"
@@ -123,7 +124,8 @@ def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | Non
     train_loader, val_loader = build_loaders(recipe, splits, preprocessing)
     module = build_module(recipe, splits, model)
     settings = TrainerSettings(**recipe.trainer.model_dump())
-    result = fit(module, settings, train_loader, val_loader, run_dir, resume=has_checkpoint, console=console)
+    with explaining_out_of_memory(module, settings, size=recipe.data.size, batch_size=recipe.data.batch_size):
+        result = fit(module, settings, train_loader, val_loader, run_dir, resume=has_checkpoint, console=console)
     model.load_state_dict(result.state_dict)
     training: dict[str, Any] = {
         "recipe_name": recipe.name,

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from msrn.data.loader import mix_seed
 from msrn.files import put_in_place
@@ -18,6 +19,28 @@ LAST_FILE = "last.ckpt"
 # What is being written; a run that was killed at it leaves it behind.
 _PARTIAL_FILE = "partial.ckpt"
 _PARTIAL_BEST_FILE = "partial-best.ckpt"
+
+
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint where it is told to.
+
+    Lightning's own (2.6) writes it to the system's temporary folder and copies it from there: that folder may be small, and keeps
+    the file of a run that is killed.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: The disk is full, or the file cannot be written for another reason.
+        """
+        try:
+            with open(path, "wb") as file:  # noqa: PTH123  (given a name, PyTorch keeps the system's reason to itself)
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # PyTorch's writer, which could not end its file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 class KeepCheckpoints(Checkpoint):
@@ -113,6 +136,7 @@ class KeepCheckpoints(Checkpoint):
                 put_in_place(partial, self.folder / LAST_FILE)
         except BaseException:
             self.kept = before
+            partial.unlink(missing_ok=True)
             raise
 
 

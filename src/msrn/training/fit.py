@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from msrn.data.loader import ImageDataset, ImageLoader
 from msrn.errors import TrainingError
 from msrn.training.average import AverageWeights, averaged_weights
-from msrn.training.checkpoints import BEST_FILE, LAST_FILE, KeepCheckpoints, SeedEveryStep
+from msrn.training.checkpoints import BEST_FILE, LAST_FILE, DirectCheckpointIO, KeepCheckpoints, SeedEveryStep
 from msrn.training.distributed import (
     ProcessPlan,
     StrategyName,
@@ -161,12 +161,7 @@ def fit(
     plan = planned_processes(trainer_settings)
     check_processes(plan, trainer_settings, train_loader, val_loader)
     if resume:
-        try:
-            torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a damaged file can fail in any way
-            raise TrainingError(
-                f"{last} is damaged ({type(error).__name__}). Start the run anew with another --out."
-            ) from None
+        _read_checkpoint(last)
     stopping = StopWhenAsked(is_quiet=console is None)
     checkpoints = KeepCheckpoints(
         checkpoint_dir,
@@ -176,10 +171,13 @@ def fit(
     )
     callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), stopping, checkpoints]
     with quiet_lightning(), _interruptible():
+        arguments = {**trainer_settings.trainer_arguments(), **plan.trainer_arguments()}
+        plugins = [*(arguments.pop("plugins", None) or ()), DirectCheckpointIO()]
         trainer = pl.Trainer(
-            **{**trainer_settings.trainer_arguments(), **plan.trainer_arguments()},
+            **arguments,
             max_epochs=trainer_settings.max_epochs,
             callbacks=callbacks,
+            plugins=plugins,
             default_root_dir=run_dir,
         )
         follow_epochs(train_loader, trainer)
@@ -189,7 +187,7 @@ def fit(
         raise TrainingError(
             "no epoch had a finite validation mAP. Give a validation split whose labels have positives."
         )
-    checkpoint = torch.load(checkpoint_dir / BEST_FILE, map_location="cpu", weights_only=True)
+    checkpoint = _read_checkpoint(checkpoint_dir / BEST_FILE)
     prefix = "model."
     weights = {n[len(prefix) :]: value for n, value in checkpoint["state_dict"].items() if n.startswith(prefix)}
     return FitResult(
@@ -200,6 +198,16 @@ def fit(
         seconds=sum(row["seconds"] for row in table.rows),
         **meter.summary(),
     )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise TrainingError(
+            f"{path} is damaged ({type(error).__name__}); nothing in it was run. Start the run anew with another --out."
+        ) from None
+    return checkpoint
 
 
 def _callbacks(

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msrn.data.loader import Batch
+from msrn.errors import TrainingError, is_out_of_memory
 from msrn.models.flops import without_data
 from msrn.training.fit import DeviceType, TrainerSettings, training_device_type
 from msrn.training.module import MSRNModule
@@ -143,6 +145,32 @@ def estimate_training_memory(
         peak_bytes=peak + (batch_size - few) * peak_per_image,
         peak_bytes_per_image=peak_per_image,
     )
+
+
+@contextmanager
+def explaining_out_of_memory(
+    module: MSRNModule, settings: TrainerSettings, *, size: tuple[int, int], batch_size: int
+) -> Iterator[None]:
+    """Around training: where memory runs out, say how much a step takes by estimate, how much is free, and what to lower.
+
+    Raises:
+        TrainingError: Memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sentences = [f"memory ran out while training with {batch_size} images of {size[0]} x {size[1]} a batch."]
+        with suppress(Exception):  # where there is no memory, there may be none for counting it
+            estimate = estimate_training_memory(module, settings, size=size, batch_size=batch_size)
+            free_bytes = free_memory_bytes(estimate.device_type)
+            has = "" if free_bytes is None else f"; {free_bytes / 1e9:.1f} GB are free now"
+            sentences.append(f"By estimate a step takes {estimate.expected_bytes / 1e9:.1f} GB{has}.")
+        raise TrainingError(
+            f"{' '.join(sentences)} Lower data.batch_size (trainer.accumulate makes steps as large as before of smaller batches) "
+            "or data.size, or set trainer.precision=bf16-mixed; --dry-run finds the largest batch."
+        ) from error
 
 
 def free_memory_bytes(device_type: DeviceType, *, root: Path = Path("/")) -> int | None:

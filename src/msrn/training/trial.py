@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from msrn.errors import TrainingError
+from msrn.errors import TrainingError, is_out_of_memory
 from msrn.training.fit import TrainerSettings, check_precision, quiet_lightning, training_device_type
 from msrn.training.meter import peak_memory_bytes
 from msrn.training.module import MSRNModule
@@ -80,9 +80,11 @@ def try_training(
         )
         try:
             trainer.fit(module, train_loader, val_loader)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
-                "the GPU's memory ran out in the first batches. Lower data.batch_size, or set trainer.precision=bf16-mixed."
+                "memory ran out in the first batches. Lower data.batch_size, or set trainer.precision=bf16-mixed."
             ) from None
     warm_up, *timed = clock.batch_s
     step_s = statistics.median(timed) if timed else warm_up

@@ -1,0 +1,379 @@
+"""Files from strangers: code in them is not run, names in them lead nowhere else."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import run
+from image_files import bomb
+from tiny_bundle import TINY, noise
+
+from msrn.bulk.writers import FORMATS, About, write_csv
+from msrn.data import open_source
+from msrn.errors import DataError, MSRNError
+from msrn.export import OnnxPredictor
+
+Lost = Callable[[Any, Any, str], None]
+TRAIN = [
+    "data.size=[32,32]", "data.batch_size=4", "data.num_workers=0", "data.test=null",
+    "trainer.max_epochs=1", "trainer.accelerator=cpu",
+    f"model.backbone={TINY['backbone']}", "model.backbone_options={channels: [8, 8, 16, 16]}", "model.dim=8",
+]  # fmt: skip
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """What a payload leaves behind once it has run; that it would is shown on the way."""
+    marker = tmp_path / "the payload ran"
+    pickle.loads(pickle.dumps(Payload(marker)))
+    marker.rmdir()
+    return marker
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = ["path,labels,split"]
+    for number in range(8):
+        noise(number).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{'cat' if number % 2 else 'cat|dog'},{'val' if number > 5 else 'train'}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+def files_of(folder: Path) -> list[tuple[str, bytes]]:
+    return [(str(path.relative_to(folder)), path.read_bytes()) for path in folder.rglob("*") if path.is_file()]
+
+
+def train(capsys: Any, photos: Path, *more: str) -> tuple[int, str, str]:
+    return run(capsys, "train", "scenes", f"data.root={photos}", *TRAIN, "--out", photos.parent / "run", *more)
+
+
+def evil_torch(path: Path, marker: Path, *, zipped: bool = True) -> None:
+    torch.save(
+        {"state_dict": {"x": torch.zeros(1)}, "more": Payload(marker)}, path, _use_new_zipfile_serialization=zipped
+    )
+
+
+def evil_pickle(path: Path, marker: Path) -> None:
+    path.write_bytes(pickle.dumps({"adj": Payload(marker), "nums": [1, 2]}))
+
+
+def evil_numpy(path: Path, marker: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([Payload(marker)], dtype=object), allow_pickle=True)
+
+
+PLACES: dict[str, tuple[str, Callable[[Path, Path], None], list[str]]] = {
+    "label graph of a recipe": ("evil.pkl", evil_pickle, ["labels.graph={}"]),
+    "label graph that is called JSON": ("evil.json", evil_pickle, ["labels.graph={}"]),
+    "word vectors of a recipe": ("evil.pkl", evil_pickle, ["labels.vectors={}"]),
+    "word vectors that are called safetensors": ("evil.safetensors", evil_torch, ["labels.vectors={}"]),
+    "weights of the backbone": ("evil.pth", evil_torch, ["model.pretrained=true", "model.weights={}"]),
+    "weights of the backbone, old format": (
+        "evil.bin",
+        lambda path, marker: evil_torch(path, marker, zipped=False),
+        ["model.pretrained=true", "model.weights={}"],
+    ),
+    "weights that are called safetensors": ("evil.safetensors", evil_torch, ["model.pretrained=true", "model.weights={}"]),
+    "weights of NumPy": ("evil.npz", evil_numpy, ["model.pretrained=true", "model.weights={}"]),
+    "a run to start from": ("evil.ckpt", evil_torch, ["model.init_from={}"]),
+}  # fmt: skip
+
+
+@pytest.mark.fault("code in a file that a recipe names")
+@pytest.mark.parametrize("place", PLACES)
+def test_files_that_a_recipe_names(capsys: Any, photos: Path, marker: Path, lost: Lost, place: str) -> None:
+    name, make, overrides = PLACES[place]
+    evil = photos.parent / name
+    make(evil, marker)
+    before = files_of(photos)
+    code, _, errors = train(capsys, photos, *(text.format(evil) for text in overrides))
+    assert not marker.exists()
+    assert code == 1
+    assert errors.startswith("error: ")
+    assert "Traceback" not in errors
+    assert "did not expect" not in errors
+    assert name in errors
+    lost(before, files_of(photos), "files")
+
+
+@pytest.mark.fault("code in a checkpoint that a run goes on from")
+@pytest.mark.parametrize("which", ["last.ckpt", "best.ckpt"])
+def test_checkpoints(capsys: Any, photos: Path, marker: Path, lost: Lost, which: str) -> None:
+    assert train(capsys, photos)[0] == 0
+    run_dir = photos.parent / "run"
+    evil_torch(run_dir / "checkpoints" / which, marker)
+    (run_dir / "bundle" / "config.json").unlink()  # as if it had been killed before its end
+    before = files_of(run_dir / "checkpoints")
+    code, _, errors = train(capsys, photos, "--resume")
+    assert not marker.exists()
+    assert code == 1
+    assert which in errors
+    assert "did not expect" not in errors
+    lost(before, files_of(run_dir / "checkpoints"), "files of the run")
+
+
+@pytest.mark.fault("code in a bundle")
+def test_bundle(capsys: Any, photos: Path, bundle_dir: Path, marker: Path, lost: Lost) -> None:
+    evil = photos.parent / "bundle"
+    shutil.copytree(bundle_dir, evil)
+    for name in ("pytorch_model.bin", "model.pkl", "custom.py"):  # nobody asks for these
+        evil_torch(evil / name, marker)
+    before = run(capsys, "predict", bundle_dir, photos, "--json", "-")[1].splitlines()
+    lost(before, run(capsys, "predict", evil, photos, "--json", "-")[1].splitlines(), "answers")
+    evil_torch(evil / "model.safetensors", marker)
+    for command in (
+        ["predict", evil, photos],
+        ["labels", "groups", evil],
+        ["export", evil, "--out", evil.parent / "x.onnx"],
+    ):
+        code, _, errors = run(capsys, *command)
+        assert code == 1
+        assert "model.safetensors" in errors
+        assert "did not expect" not in errors
+    assert not marker.exists()
+
+
+@pytest.mark.fault("code in a published checkpoint, graph or vectors")
+@pytest.mark.parametrize("which", ["checkpoint", "graph", "vectors"])
+def test_published_files(capsys: Any, tmp_path: Path, marker: Path, lost: Lost, which: str) -> None:
+    torch.save({"state_dict": {"fc1.weight": torch.zeros(2, 2)}}, tmp_path / "checkpoint")
+    (tmp_path / "graph").write_bytes(pickle.dumps({"adj": np.zeros((2, 2)), "nums": np.ones(2)}))
+    (tmp_path / "vectors").write_bytes(pickle.dumps(np.ones((2, 300))))
+    (evil_torch if which == "checkpoint" else evil_pickle)(tmp_path / which, marker)
+    before = files_of(tmp_path)
+    options = [
+        "--labels",
+        "a,b",
+        "--graph",
+        tmp_path / "graph",
+        "--vectors",
+        tmp_path / "vectors",
+        "--out",
+        tmp_path / "out",
+    ]
+    code, _, errors = run(capsys, "import-published", tmp_path / "checkpoint", *options)
+    assert not marker.exists()
+    assert code == 1
+    assert "nothing in this file was run" in errors
+    lost(before, files_of(tmp_path), "files")
+
+
+@pytest.mark.fault("code in a recipe")
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.mkdir [{}]", "!!python/object/new:os.mkdir [{}]", "!!python/name:os.mkdir"]
+)
+@pytest.mark.parametrize("place", ["recipe", "override", "variants"])
+def test_yaml(capsys: Any, photos: Path, marker: Path, lost: Lost, tag: str, place: str) -> None:
+    import yaml
+
+    value = tag.format(json.dumps(str(marker)))
+    if "{}" in tag and "apply" in tag:
+        yaml.unsafe_load(value)
+        marker.rmdir()
+    before = files_of(photos)
+    file = photos.parent / "evil.yaml"
+    file.write_text(f"data: {value}\n" if place == "recipe" else f"variants: {value}\n")
+    if place == "recipe":
+        code, _, errors = run(capsys, "train", file, "--out", photos.parent / "run")
+    elif place == "override":
+        code, _, errors = train(capsys, photos, f"model.backbone_options={value}")
+    else:
+        options = ["--variants", file, "--out", photos.parent / "compared"]
+        code, _, errors = run(capsys, "compare", "scenes", f"data.root={photos}", *options)
+    assert not marker.exists()
+    assert code in (1, 2)
+    assert "Traceback" not in errors
+    assert "did not expect" not in errors
+    lost(before, files_of(photos), "files")
+
+
+@pytest.mark.fault("code beside a data set")
+def test_loading_script(capsys: Any, photos: Path, marker: Path, lost: Lost) -> None:
+    for name in ("photos.py", "labels.py", "__init__.py", "conftest.py"):
+        (photos / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    with tarfile.open(photos / "0.tar", "w") as tar:
+        for name, data in (
+            ("0.pkl", pickle.dumps(Payload(marker))),
+            ("0.png", (photos / "0.png").read_bytes()),
+            ("0.cls", b"0"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert len(open_source(photos).read("train")) == 6
+    assert len(open_source(photos / "0.tar").read("train")) == 1
+    assert not marker.exists()
+    lost(range(6), range(len(open_source(photos).read("train"))), "images")
+
+
+@pytest.mark.fault("an ONNX file that is none, or points out of its folder")
+def test_onnx(tmp_path: Path, marker: Path, lost: Lost) -> None:
+    import onnx
+
+    (tmp_path / "secret").write_bytes(np.full(4, 7, dtype=np.float32).tobytes())
+    folder = tmp_path / "model"
+    folder.mkdir()
+    before = files_of(tmp_path)
+    tensor = onnx.TensorProto(
+        name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL
+    )
+    for key, value in (("location", "../secret"), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["w"], ["y"])], "g", [], [out], [tensor])
+    (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(MSRNError, match=r"model\.onnx"):
+        OnnxPredictor(folder / "model.onnx")
+    evil_pickle(folder / "model.onnx", marker)
+    with pytest.raises(MSRNError, match=r"model\.onnx"):
+        OnnxPredictor(folder / "model.onnx")
+    assert not marker.exists()
+    (folder / "model.onnx").unlink()
+    lost(before, files_of(tmp_path), "files")
+
+
+@pytest.mark.fault("members of archives that lead out of their folder")
+def test_archives(capsys: Any, tmp_path: Path, lost: Lost) -> None:
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    image = io.BytesIO()
+    noise(0).save(image, "PNG")
+    names = ("../../evil.png", "/tmp/msrn-evil.png", "x/../../evil.png", "ok.png")
+    with tarfile.open(inside / "0.tar", "w") as tar:
+        for name in names:
+            for suffix, data in ((".png", image.getvalue()), (".cls", b"1")):
+                info = tarfile.TarInfo(name.removesuffix(".png") + suffix)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with zipfile.ZipFile(inside / "glove.zip", "w") as archive:
+        archive.writestr("../../evil.txt", "cat 1 2 3\ndog 4 5 6\n")
+    before = files_of(tmp_path)
+    with pytest.raises(DataError, match=r"'\.\./\.\./evil\.png', which would lie outside of it"):
+        open_source(inside / "0.tar")
+    options = ["--from", inside / "glove.zip", "--out", tmp_path / "vectors.safetensors"]
+    run(capsys, "labels", "vectors", "cat,dog", *options)
+    (tmp_path / "vectors.safetensors").unlink(missing_ok=True)
+    assert not Path("/tmp/msrn-evil.png").exists()
+    lost(before, files_of(tmp_path), "files")
+
+
+@pytest.mark.fault("paths in a table that lead out of its folder")
+def test_paths(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    noise(0).save(photos.parent / "secret.png")
+    before = files_of(photos.parent)
+    table = [file for file in before if file[0] == "photos/labels.csv"]
+    (photos / "labels.csv").write_text("path,labels,split\n0.png,cat,train\n../secret.png,dog,val\n")
+    code, _, errors = train(capsys, photos)
+    assert code == 1
+    assert "lie outside of" in errors
+    options = ["--out", photos.parent / "tags.csv", "--workers", "0"]
+    code, _, errors = run(capsys, "predict", bundle_dir, photos / "labels.csv", *options)
+    assert code == 1
+    assert "lies outside of" in errors
+    assert not (photos.parent / "tags.csv").exists()
+    (photos / "labels.csv").unlink()
+    lost(set(before) - set(table), [file for file in files_of(photos.parent) if ".parts" not in file[0]], "other files")
+
+
+@pytest.mark.fault("an image that claims more pixels than memory holds")
+def test_bombs(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    (photos / "bomb.png").write_bytes(bomb(60_000, 60_000))
+    code, out, errors = run(capsys, "predict", bundle_dir, photos, "--json", "-")
+    assert code == 1
+    assert "bomb.png" in errors
+    answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
+    lost([f"{number}.png" for number in range(8)], answered, "other images")
+
+
+@pytest.mark.fault("formulas in the cells of a CSV")
+def test_formulas(tmp_path: Path, lost: Lost) -> None:
+    """Spreadsheets run what begins with one of these."""
+    import csv
+
+    names = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://example.org")', "cat"]
+    rows = [{"path": f"{name}.jpg", "labels": [{"name": name, "probability": 0.5}]} for name in names]
+    write_csv(rows, tmp_path / "tags.csv", About(tuple(names), "m"))
+    with (tmp_path / "tags.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert [cell for cell in cells if cell[:1] in set("=+-@\t\r")] == []
+    with (tmp_path / "tags.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lost([f"{name}.jpg" for name in names], [row["path"].removeprefix("./") for row in rows], "paths")
+    images = open_source(tmp_path / "tags.csv").read("train")
+    found = [images.label_names[row.argmax()] for row in images.target]
+    lost([name.strip() for name in names], found, "labels")  # blanks around a label are no part of it in any table
+    about = About(("cat", "-1"), "m")
+    with pytest.raises(MSRNError, match="the label '-1' means in tables that nothing is known"):
+        FORMATS["csv"].check(about, tmp_path / "tags.csv", [])
+
+
+@pytest.mark.fault("label and file names with markup on pages")
+def test_markup(capsys: Any, tmp_path: Path, browser: Any, lost: Lost) -> None:
+    from msrn.bundle import Bundle, save_bundle
+    from msrn.data.transforms import Preprocessing
+    from msrn.labels import LabelGraph
+    from msrn.models import build_msrn
+
+    names = [
+        "<script>document.title='run'</script>",
+        "<img src=x onerror=\"document.title='run'\">",
+        "a & b",
+        "'\"><b>",
+    ]
+    torch.manual_seed(0)
+    graph = LabelGraph.from_target((torch.rand(20, 4) < 0.5).int(), names)
+    bundle = save_bundle(
+        Bundle(build_msrn(graph, **TINY), graph, {"name": "msrn", **TINY}, Preprocessing((32, 32))), tmp_path / "b"
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    columns = [json.dumps([names[number % 4], names[(number + 1) % 4]]) for number in range(8)]
+    lines = []
+    for number, labels in enumerate(columns):
+        name = f"<img src=x onerror=document.title='run'>{number}.png"
+        noise(number).save(data / name)
+        lines.append(json.dumps({"path": name, "labels": json.loads(labels), "split": "test"}))
+    (data / "t.jsonl").write_text("\n".join(lines))
+    assert run(capsys, "report", bundle, "--data", data / "t.jsonl", "--out", tmp_path / "report")[0] == 0
+    assert run(capsys, "data", "check", data / "t.jsonl", "--out", tmp_path / "check")[0] in (0, 1)
+    images = [str(path) for path in data.glob("*.png")][:2]
+    assert run(capsys, "explain", bundle, *images, "--top", "4", "--out", tmp_path / "why")[0] == 0
+    pages = sorted(tmp_path.glob("*/*.html"))
+    assert len(pages) >= 2
+    shown = []
+    for path in pages:
+        page = browser.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_timeout(300)
+        assert page.title() != "run", path
+        assert page.locator("script:has-text('document.title')").count() == 0
+        text = page.locator("body").text_content() or ""
+        shown += [name for name in names if name in text and path.parent.name == "report"]
+        page.close()
+    lost(names, shown, "names, shown as they are written")

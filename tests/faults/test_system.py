@@ -1,0 +1,437 @@
+"""What systems do to a program: full disks, read-only folders, files that go, killed processes, signals."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import run
+from tiny_bundle import TINY, noise
+
+from msrn.bundle import load_bundle
+
+Lost = Callable[[Any, Any, str], None]
+NUM_TRAIN = 16
+RECIPE = [
+    "data.size=[32,32]", "data.batch_size=4", "data.num_workers=0", "data.test=null",
+    "trainer.max_epochs=3", "trainer.accelerator=cpu",
+    f"model.backbone={TINY['backbone']}", "model.backbone_options={channels: [8, 8, 16, 16]}", "model.dim=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = ["path,labels,split"]
+    for number in range(NUM_TRAIN + 4):
+        noise(number).save(folder / f"{number:02d}.png")
+        rows.append(
+            f"{number:02d}.png,{'cat' if number % 2 else 'cat|dog'},{'val' if number >= NUM_TRAIN else 'train'}"
+        )
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+class Disk:
+    """A file system of its own, in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self, *, leave: int = 0) -> None:
+        """Leave so many bytes free."""
+        free = shutil.disk_usage(self.folder).free
+        with (self.folder / "filler").open("wb") as file:
+            file.write(b"\0" * max(0, free - leave))
+
+    def make_room(self) -> None:
+        (self.folder / "filler").unlink()
+
+    def close(self) -> None:
+        """Let nothing be written any more."""
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
+    def open(self) -> None:
+        subprocess.run(["mount", "-o", "remount,rw", self.folder], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a full disk needs a file system that can be filled, and this user may not mount one")
+    yield Disk(folder)
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def command(photos: Path, out: Path, *more: str, resume: bool = False) -> list[str]:
+    options = [*RECIPE, *more, "--out", str(out), *(["--resume"] if resume else [])]
+    return [sys.executable, "-m", "msrn.cli.main", "train", "scenes", f"data.root={photos}", *options]
+
+
+def train(capsys: Any, photos: Path, out: Path, *more: str, resume: bool = False) -> tuple[int, str, str]:
+    return run(capsys, *command(photos, out, *more, resume=resume)[3:])
+
+
+def weights_of(run_dir: Path) -> bytes:
+    return (run_dir / "bundle" / "model.safetensors").read_bytes()
+
+
+def check_whole(folder: Path) -> list[str]:
+    """Every file of a run that is there can be read; their names."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith((".", "partial")) or not path.is_file() or path.name == "filler":
+            continue
+        if path.suffix == ".ckpt":
+            torch.load(path, weights_only=True, map_location="cpu")
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".jsonl":
+            [json.loads(line) for line in path.read_text().splitlines()]
+        elif path.suffix == ".yaml":
+            assert path.read_text().endswith("\n")
+        elif path.suffix == ".safetensors":
+            load_bundle(path.parent)
+        found.append(path.name)
+    return found
+
+
+def wait_for(process: subprocess.Popen[Any], condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], bytes]:
+    """The weights that a recipe comes to without a fault, by what is added to it."""
+    return {}
+
+
+def expected(capsys: Any, photos: Path, once: dict[tuple[str, ...], bytes], *more: str) -> bytes:
+    if more not in once:
+        assert train(capsys, photos, photos.parent / "once", *more)[0] == 0
+        once[more] = weights_of(photos.parent / "once")
+    return once[more]
+
+
+# Disks
+
+
+@pytest.mark.fault("a disk that is full while a model trains")
+def test_full_disk_while_training(capsys: Any, photos: Path, disk: Disk, once: Any, lost: Lost) -> None:
+    weights = expected(capsys, photos, once)
+    out = disk.folder / "run"
+    disk.fill(leave=600_000)  # a checkpoint or two
+    code, _, errors = train(capsys, photos, out)
+    assert code == 1
+    assert "No space left" in errors
+    assert "Traceback" not in errors
+    left = check_whole(out)
+    assert "model.safetensors" not in left
+    disk.make_room()
+    code, _, errors = train(capsys, photos, out, resume="recipe.yaml" in left)
+    assert code == 0, (left, errors)
+    lost([weights], [weights_of(out)], "runs")
+
+
+@pytest.mark.fault("a disk that is full while images are tagged")
+def test_full_disk_while_tagging(capsys: Any, photos: Path, bundle_dir: Path, disk: Disk, lost: Lost) -> None:
+    out = disk.folder / "tags.jsonl"
+    arguments = ["predict", bundle_dir, photos, "--out", out, "--workers", "0", "--batch-size", "4", "--part-size", "4"]
+    disk.fill(leave=20_000)
+    code, _, errors = run(capsys, *arguments)
+    assert code == 1
+    assert "No space left" in errors
+    assert not out.exists()
+    disk.make_room()
+    assert run(capsys, *arguments)[0] == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    lost([path.name for path in photos.glob("*.png")], [Path(row["path"]).name for row in rows], "rows")
+
+
+OUTPUTS = {
+    "a report": (["report", "{bundle}", "--data", "{photos}", "--split", "val", "--out", "{out}/report"], "report"),
+    "a model for ONNX": (["export", "{bundle}", "--out", "{out}/m.onnx"], "m.onnx"),
+    "explanations": (["explain", "{bundle}", "{photos}/00.png", "--top", "1", "--out", "{out}/why"], "why"),
+    "thresholds": (
+        ["thresholds", "{bundle}", "--data", "{photos}", "--split", "val", "--target", "f1", "--out", "{out}/tagger"],
+        "tagger",
+    ),
+    "a label graph": (["labels", "graph", "{photos}", "--json", "{out}/graph.json"], "graph.json"),
+    "a split": (["data", "split", "{photos}", "--out", "{out}/split.csv"], "split.csv"),
+}
+
+
+@pytest.mark.fault("a disk that is full when a result is written")
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_full_disk_at_the_end(capsys: Any, photos: Path, bundle_dir: Path, disk: Disk, lost: Lost, what: str) -> None:
+    """What was there stays as it was, or there is nothing."""
+    arguments, name = OUTPUTS[what]
+    given = [text.format(bundle=bundle_dir, photos=photos, out=disk.folder) for text in arguments]
+    disk.fill()
+    before = sorted(path.name for path in disk.folder.iterdir())
+    code, _, errors = run(capsys, *given)
+    assert code == 1, errors
+    assert "Traceback" not in errors
+    assert not list((disk.folder / name).rglob("*"))
+    lost(before, sorted(path.name for path in disk.folder.iterdir() if path.is_file()), "files")
+
+
+@pytest.mark.fault("a folder that may only be read")
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_read_only(capsys: Any, photos: Path, bundle_dir: Path, disk: Disk, lost: Lost, what: str) -> None:
+    arguments, _ = OUTPUTS[what]
+    (disk.folder / "mine").write_text("mine")
+    disk.close()
+    code, _, errors = run(
+        capsys, *(text.format(bundle=bundle_dir, photos=photos, out=disk.folder) for text in arguments)
+    )
+    assert code == 1
+    assert "Read-only file system" in errors
+    assert "Traceback" not in errors
+    lost(["mine"], [path.name for path in disk.folder.iterdir()], "files")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("permission to write that is lost while a model trains")
+def test_permission_lost(photos: Path, disk: Disk, once: Any, capsys: Any, lost: Lost) -> None:
+    weights = expected(capsys, photos, once, "trainer.max_epochs=30")
+    out = disk.folder / "run"
+    process = subprocess.Popen(command(photos, out, "trainer.max_epochs=30"), stderr=subprocess.PIPE, text=True)
+    wait_for(process, (out / "checkpoints" / "last.ckpt").exists)
+    while subprocess.run(["mount", "-o", "remount,ro", disk.folder], capture_output=True, check=False).returncode != 0:
+        assert process.poll() is None  # busy: a file is being written
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "Read-only file system" in errors
+    assert "Traceback" not in errors
+    disk.open()
+    check_whole(out)
+    code, _, errors = train(capsys, photos, out, "trainer.max_epochs=30", resume=True)
+    assert code == 0, errors
+    lost([weights], [weights_of(out)], "runs")
+
+
+# Files that go
+
+
+@pytest.mark.slow
+@pytest.mark.fault("an image that vanishes while a model trains")
+def test_image_vanishes_while_training(capsys: Any, photos: Path, once: Any, lost: Lost) -> None:
+    """A run on fewer images would be another run: it stops, and goes on once the image is back."""
+    more = ("trainer.max_epochs=30", "data.cache_gb=0")
+    weights = expected(capsys, photos, once, *more)
+    out, away = photos.parent / "run", photos.parent / "away.png"
+    process = subprocess.Popen(command(photos, out, *more), stderr=subprocess.PIPE, text=True)
+    wait_for(process, (out / "checkpoints" / "last.ckpt").exists)
+    (photos / "03.png").rename(away)
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "03.png: no such file" in errors
+    check_whole(out)
+    away.rename(photos / "03.png")
+    assert train(capsys, photos, out, *more, resume=True)[0] == 0
+    lost([weights], [weights_of(out)], "runs")
+
+
+@pytest.mark.fault("an image that vanishes while images are tagged")
+def test_image_vanishes_while_tagging(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    from msrn.bulk import tag_images
+    from msrn.predict import load
+
+    names = [path.name for path in photos.glob("*.png")]
+    out = photos.parent / "tags.jsonl"
+
+    def vanish(done: int, unreadable: int) -> None:
+        (photos / "19.png").unlink(missing_ok=True)
+
+    result = tag_images(load(bundle_dir), [photos], out, batch_size=2, num_workers=0, on_progress=vanish)
+    assert result.num_unreadable == 1
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    errors = [json.loads(line) for line in out.with_name("tags.jsonl.errors.jsonl").read_text().splitlines()]
+    assert [Path(row["path"]).name for row in errors] == ["19.png"]
+    lost(names, [Path(row["path"]).name for row in (*rows, *errors)], "images, answered or listed")
+
+
+# Processes
+
+
+def workers_of(process: subprocess.Popen[Any]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("this system does not list the children of a process")
+    found = map(int, children.read_text().split())
+    return [pid for pid in found if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a worker that the system kills while a model trains")
+def test_worker_killed_while_training(capsys: Any, photos: Path, once: Any, lost: Lost) -> None:
+    more = ("trainer.max_epochs=60", "data.num_workers=1", "data.cache_gb=0")
+    weights = expected(capsys, photos, once, *more)
+    out = photos.parent / "run"
+    process = subprocess.Popen(command(photos, out, *more), stderr=subprocess.PIPE, text=True)
+    wait_for(process, (out / "checkpoints" / "last.ckpt").exists)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert (
+        "a process that reads images was killed, as systems do where memory runs out. Lower data.num_workers" in errors
+    )
+    check_whole(out)
+    assert train(capsys, photos, out, *more, resume=True)[0] == 0
+    lost([weights], [weights_of(out)], "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("memory that runs out while a model trains")
+def test_out_of_memory(photos: Path, lost: Lost) -> None:
+    """The system gives no more: what to lower, and what the estimate says."""
+    program = (
+        "import resource, sys, torch\n"
+        "import msrn.cli.main as cli, msrn.training.fit, lightning.pytorch\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)\n"
+        "cli.main()"
+    )
+    arguments = command(photos, photos.parent / "run", "data.size=[1024,1024]", "data.batch_size=16")[3:]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "data.batch_size" in done.stderr
+    assert "Traceback" not in done.stderr
+    lost(range(NUM_TRAIN + 4), range(len(list(photos.glob("*.png")))), "images")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("Ctrl-C, SIGTERM: once, and twice")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_signals(capsys: Any, photos: Path, once: Any, lost: Lost, number: signal.Signals, times: int) -> None:
+    """To the whole group of processes, as a terminal and a batch system send it."""
+    more = ("trainer.max_epochs=40", "data.num_workers=1", "data.cache_gb=0")
+    weights = expected(capsys, photos, once, *more)
+    out = photos.parent / "run"
+    process = subprocess.Popen(command(photos, out, *more), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(process, (out / "checkpoints" / "last.ckpt").exists)
+    for _ in range(times):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            time.sleep(0.002)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number, errors
+    assert "stopped by" in errors
+    assert "Traceback" not in errors
+    check_whole(out)
+    assert train(capsys, photos, out, *more, resume=True)[0] == 0
+    lost([weights], [weights_of(out)], "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a clock that is wrong, and files of another time")
+def test_clock(capsys: Any, photos: Path, once: Any, lost: Lost) -> None:
+    """Nothing is decided by the time of day: files of 1970 and of 2100 lie beside each other, and time.time goes backwards."""
+    more = ("trainer.checkpoint_steps=1",)
+    weights = expected(capsys, photos, once, *more)
+    out = photos.parent / "run"
+    backwards = (
+        "import itertools, time\n"
+        "now, back = time.time(), itertools.count()\n"
+        "time.time = lambda: now - 3600 * next(back)\n"
+        "import msrn.cli.main as cli\n"
+        "cli.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", backwards, *command(photos, out, *more)[3:]], stderr=subprocess.PIPE
+    )
+    wait_for(process, (out / "checkpoints" / "last.ckpt").exists)
+    process.kill()
+    process.communicate()
+    for index, path in enumerate(sorted([*out.rglob("*"), *photos.iterdir()])):
+        os.utime(path, (4_102_444_800 if index % 2 else 0,) * 2)
+    assert train(capsys, photos, out, *more, resume=True)[0] == 0
+    lost([weights], [weights_of(out)], "runs")
+
+
+# Kills at random moments
+
+
+def tag_command(bundle: Path, photos: Path, out: Path) -> list[str]:
+    options = ["--workers", "0", "--batch-size", "4", "--part-size", "4", "--out", str(out)]
+    return [sys.executable, "-m", "msrn.cli.main", "predict", str(bundle), str(photos), *options]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("200 kills by SIGKILL at random moments of training and tagging")
+def test_two_hundred_kills(capsys: Any, photos: Path, bundle_dir: Path, once: Any, lost: Lost) -> None:
+    """After each, every file that is there is whole; after all, the run and the table are those that were never killed.
+
+    `MSRN_KILLS` gives another number.
+    """
+    num_kills = int(os.environ.get("MSRN_KILLS", "200"))
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    more = ("trainer.max_epochs=400", "trainer.checkpoint_steps=1", "trainer.ema_decay=0.9")
+    weights = expected(capsys, photos, once, *more)
+    many = photos.parent / "many"
+    many.mkdir()
+    for number in range(2000):
+        (many / f"{number:04d}.png").hardlink_to(photos / f"{number % 20:02d}.png")
+    out, table = photos.parent / "run", photos.parent / "tags.jsonl"
+    kills = {"training": 0, "tagging": 0}
+    resumed = 0
+    for number in range(num_kills):
+        kind = "training" if number % 2 == 0 else "tagging"
+        is_done = (out / "bundle").exists() if kind == "training" else table.exists()
+        if is_done:  # anew: the kills that come hit a run, not one that has ended
+            if kind == "training":
+                assert weights_of(out) == weights
+                shutil.rmtree(out)
+            else:
+                check_table(table, many)
+                table.unlink()
+                table.with_name("tags.jsonl.errors.jsonl").unlink(missing_ok=True)
+        begun = (out / "checkpoints" / "last.ckpt").exists() or (out / "recipe.yaml").exists()
+        resumed += begun if kind == "training" else table.with_name("tags.jsonl.parts").exists()
+        arguments = (
+            command(photos, out, *more, resume=begun) if kind == "training" else tag_command(bundle_dir, many, table)
+        )
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        try:
+            _, errors = process.communicate(timeout=rng.uniform(1, 12))
+            assert process.returncode == 0, (seed, number, errors)  # it had ended before its kill
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills[kind] += 1
+        if out.exists():
+            check_whole(out)
+        assert not table.exists() or check_table(table, many)
+    if not (out / "bundle").exists():
+        assert train(capsys, photos, out, *more, resume=(out / "recipe.yaml").exists())[0] == 0
+    if not table.exists():
+        assert run(capsys, *tag_command(bundle_dir, many, table)[3:])[0] == 0
+    lost([weights], [weights_of(out)], f"runs, after {kills['training']} kills (seed {seed})")
+    names = [json.loads(line)["path"] for line in table.read_text().splitlines()]
+    lost(map(str, sorted(many.iterdir())), names, f"rows, after {kills['tagging']} kills; {resumed} resumes")
+
+
+def check_table(table: Path, folder: Path) -> bool:
+    names = [json.loads(line)["path"] for line in table.read_text().splitlines()]
+    assert sorted(names) == sorted(map(str, folder.iterdir()))
+    return True
