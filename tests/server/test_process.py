@@ -1,8 +1,10 @@
 """A server as a process: signals, workers, what it refuses to start with."""
 
 import io
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -62,6 +64,8 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         for number in range(1, 4):
             server.process.send_signal(signal.SIGHUP)
             _wait(lambda number=number: (tmp_path / "log").read_text().count("bundles read anew") == number)
+            answered = len(statuses)
+            _wait(lambda answered=answered: len(statuses) > answered + 1)
         stop.set()
         thread.join()
         assert len(statuses) > 3
@@ -69,16 +73,27 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         assert server.stop(signal.SIGINT) == 0
 
 
-def test_a_killed_worker_comes_back(bundle_dir: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with running_server(bundle_dir, log, "--workers", "2") as server:
+def test_a_killed_worker_comes_back_and_a_reload_is_ended_by_sigterm(bundle_dir: Path, tmp_path: Path) -> None:
+    log, bundle = tmp_path / "log", tmp_path / "bundle"
+    shutil.copytree(bundle_dir, bundle)
+    with running_server(bundle, log, "--workers", "2") as server:
         _wait(lambda: len(_workers(log)) == 2)
         os.kill(_workers(log)[0], signal.SIGKILL)
         _wait(lambda: len(_workers(log)) == 3)
         for _ in range(6):
             assert httpx.post(f"{server.address}/v1/predict", files=files(2), timeout=60).status_code == 200
-        assert "msrn_images_total" in httpx.get(f"{server.address}/metrics").text
+        counts = httpx.get(f"{server.address}/metrics").text
+        assert "msrn_images_total" in counts
+        assert "msrn_waiting_images 0.0" in counts
+        (bundle / "model.safetensors").write_bytes(b"")
+        server.process.send_signal(signal.SIGHUP)
+        _wait(lambda: _lines(log, "the bundles stay as they were"))
+        assert "model.safetensors" in _lines(log, "the worker cannot serve")[0]["error"]
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
         assert server.stop() == 0
+    assert len(_lines(log, "the worker cannot serve")) == 1  # the second reload did not come so far
+    assert "Traceback" not in log.read_text()
 
 
 def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +106,11 @@ def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: p
         code, _, error = run(capsys, "serve", bundle_dir, "--port", taken.getsockname()[1])
     assert code == 1
     assert "in use" in error
+
+
+def _lines(log: Path, message: str) -> list[dict[str, Any]]:
+    """Log lines with this message; all of the log is JSON."""
+    return [own for line in log.read_text().splitlines() if (own := json.loads(line))["message"] == message]
 
 
 def _workers(log: Path) -> list[int]:

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,32 +43,39 @@ class _Worker:
 
 
 class Workers:
-    """Keeps a number of workers alive until SIGTERM or Ctrl-C; SIGHUP replaces them one by one.
+    """Keeps a number of workers alive.
 
-    Workers hear of the end by SIGTERM, or by the end of their standard input where this process was killed; they say on standard
+    They hear of the end by SIGTERM, or by the end of their standard input where this process was killed, and say on standard
     output when they are ready.
 
     Args:
         described: What a worker is told, as JSON.
         listener: Where all of them accept connections.
         num_workers: How many.
+        command: What a worker runs.
+        pause: Seconds until a dead worker is started again; doubled, up to 30, while they do not even get ready.
     """
 
-    def __init__(self, described: Mapping[str, Any], listener: socket.socket, num_workers: int) -> None:
+    def __init__(
+        self,
+        described: Mapping[str, Any],
+        listener: socket.socket,
+        num_workers: int,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "msrn.server.workers"),
+        pause: float = 1.0,
+    ) -> None:
         self.described = json.dumps({**described, "listener": listener.fileno()}).encode() + b"\n"
         self.listener = listener
         self.num_workers = num_workers
         self._workers: set[_Worker] = set()
         self._lives: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
-        self._pause = 1.0
+        self.command = command
+        self.pause = self._next_pause = pause
 
     async def run(self) -> None:
         """Look after the workers."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, Again(self._replace_all))
         with tempfile.TemporaryDirectory(prefix="msrn-counts-") as self._counts:
             for _ in range(self.num_workers):
                 self._start()
@@ -76,12 +83,28 @@ class Workers:
             while self._lives:
                 await asyncio.wait(self._lives)
 
-    def _stop(self, number: int) -> None:
-        """The first signal lets the workers answer what they accepted, a second one ends them now."""
-        LOGGER.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
+    def stop(self) -> None:
+        """Let the workers answer what they accepted and end; the second time end them now."""
+        LOGGER.info("stopping")
         for worker in self._workers:
             worker.send(signal.SIGKILL if self._stopping.is_set() else signal.SIGTERM)
         self._stopping.set()
+
+    async def replace_all(self) -> None:
+        """Replace the workers one by one, each only when its successor answers requests."""
+        for old in list(self._workers):
+            if self._stopping.is_set():
+                return
+            new = self._start()
+            await asyncio.wait([new.is_ready], timeout=_START_SECONDS)
+            if not new.is_ready.done() or not new.is_ready.result():
+                new.send(signal.SIGKILL)
+                await new.has_ended.wait()
+                LOGGER.error("the bundles stay as they were")
+                return
+            old.send(signal.SIGTERM)
+            await old.has_ended.wait()
+        LOGGER.info("bundles read anew")
 
     def _start(self) -> _Worker:
         worker = _Worker()
@@ -97,11 +120,11 @@ class Workers:
         self._workers.remove(worker)
         if self._is_full():
             return
-        self._pause = 1.0 if worker.is_ready.result() else min(2 * self._pause, _LONGEST_PAUSE)
-        fields = {"code": code, "seconds_to_the_next": self._pause}
-        LOGGER.error("a worker ended", extra={"fields": fields})
+        pause = self.pause if worker.is_ready.result() else self._next_pause
+        self._next_pause = min(2 * pause, _LONGEST_PAUSE)
+        LOGGER.error("a worker ended", extra={"fields": {"code": code, "seconds_to_the_next": pause}})
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), self._pause)
+            await asyncio.wait_for(self._stopping.wait(), pause)
         if not self._is_full():
             self._start()
 
@@ -111,7 +134,7 @@ class Workers:
     async def _work(self, worker: _Worker) -> int:
         """Its exit code."""
         worker.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "msrn.server.workers"),
+            *self.command,
             stdin=PIPE,
             stdout=PIPE,
             pass_fds=[self.listener.fileno()],
@@ -132,20 +155,6 @@ class Workers:
             worker.is_ready.set_result(False)
         worker.has_ended.set()
         return code
-
-    async def _replace_all(self) -> None:
-        for old in list(self._workers):
-            if self._stopping.is_set():
-                return
-            new = self._start()
-            await asyncio.wait([new.is_ready], timeout=_START_SECONDS)
-            if not new.is_ready.done() or not new.is_ready.result():
-                new.send(signal.SIGKILL)
-                LOGGER.error("the bundles stay as they were")
-                return
-            old.send(signal.SIGTERM)
-            await old.has_ended.wait()
-        LOGGER.info("bundles read anew")
 
 
 def serve_by_workers(
@@ -168,7 +177,12 @@ def serve_by_workers(
     }
 
     async def run() -> None:
-        await Workers(described, listener, num_workers).run()
+        workers = Workers(described, listener, num_workers)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, workers.stop)
+        loop.add_signal_handler(signal.SIGHUP, Again(workers.replace_all))
+        await workers.run()
 
     asyncio.run(run())
 
