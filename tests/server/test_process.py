@@ -18,6 +18,13 @@ import pytest
 from command_line import run
 from running_server import running_server
 from tiny_bundle import noise
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from msrn.errors import MSRNError
+from msrn.server.models import load_predictors
+from msrn.server.process import Server
+from msrn.server.run import check_proxies
+from msrn.server.settings import ServerSettings
 
 
 def files(count: int) -> list[tuple[str, tuple[str, bytes, str]]]:
@@ -34,7 +41,9 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(bundle_dir: Path, tmp
         sent = files(24)
 
         def ask(_: int) -> httpx.Response:
-            return httpx.post(f"{server.address}/v1/predict", files=sent, timeout=60)
+            return httpx.post(
+                f"{server.address}/v1/predict", files=sent, timeout=60, headers={"X-Forwarded-For": "10.9.8.7"}
+            )
 
         asked = [pool.submit(ask, number) for number in range(8)]
         while "msrn_batch_size_count" not in (counts := httpx.get(f"{server.address}/metrics").text) or not re.search(
@@ -45,6 +54,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(bundle_dir: Path, tmp
         assert server.stop() == 0
         assert [one.result().status_code for one in asked] == [200] * 8
     lines = (tmp_path / "log").read_text()
+    assert {own["client"] for own in _lines(tmp_path / "log", "request")} == {"127.0.0.1"}  # not what a header claims
     assert "Traceback" not in lines
     assert lines.count('"status": 200') >= 8
 
@@ -106,6 +116,17 @@ def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: p
         code, _, error = run(capsys, "serve", bundle_dir, "--port", taken.getsockname()[1])
     assert code == 1
     assert "in use" in error
+
+
+def test_who_asks_is_what_a_proxy_says_only_where_it_is_named(bundle_dir: Path) -> None:
+    predictors = load_predictors({"tiny": str(bundle_dir)}, "cpu")
+    for proxies, is_believed in ((None, False), ("10.0.0.0/8,127.0.0.1", True)):
+        server = Server(predictors, ServerSettings(), proxies=proxies)
+        server.config.load()
+        assert isinstance(server.config.loaded_app, ProxyHeadersMiddleware) == is_believed
+    check_proxies("10.0.0.1, 10.1.0.0/16,*,::1")
+    with pytest.raises(MSRNError, match="--proxy takes addresses"):
+        check_proxies("nginx")
 
 
 def _lines(log: Path, message: str) -> list[dict[str, Any]]:

@@ -116,8 +116,15 @@ class Workers:
 
     async def _live(self, worker: _Worker) -> None:
         """A worker from its start to its end, and to the next one's where there are too few then."""
-        code = await self._work(worker)
+        code = None
+        try:
+            code = await self._work(worker)
+        except OSError as error:
+            log_failure("a worker cannot be started", error)
         self._workers.remove(worker)
+        if not worker.is_ready.done():
+            worker.is_ready.set_result(False)
+        worker.has_ended.set()
         if self._is_full():
             return
         pause = self.pause if worker.is_ready.result() else self._next_pause
@@ -151,9 +158,6 @@ class Workers:
                 worker.is_ready.set_result(True)
         code = await process.wait()
         mark_process_dead(process.pid, self._counts)
-        if not worker.is_ready.done():
-            worker.is_ready.set_result(False)
-        worker.has_ended.set()
         return code
 
 
