@@ -177,6 +177,10 @@ def test_anybody_can_use_it(page: "Page", photos: list[Path], request: pytest.Fi
         assert box
         assert box["y"] >= 0
         assert box["y"] + box["height"] <= page.viewport_size["height"]  # type: ignore[index]
+    page.locator("#graph").evaluate("(graph) => graph.scrollIntoView({ block: 'center' })")
+    assert page.locator("#graph-text h3").evaluate(
+        "(own) => own.getBoundingClientRect().top >= 0 && own.getBoundingClientRect().bottom <= innerHeight"
+    )  # and so are a label's neighbours beside the graph
     targets = page.locator("#graph .target").evaluate_all(
         "(targets) => targets.map((own) => own.getBoundingClientRect().width)"
     )

@@ -53,7 +53,7 @@ export class LabelGraph {
       node.setAttribute("aria-label", label.group === null ? label.name : `${label.name}, group ${label.group}`);
       const choose = () => {
         onChoose(label.name === this.chosen ? null : label.name);
-        text.scrollIntoView({ block: "nearest" }); // on a phone it is below
+        node.scrollIntoView({ block: "nearest", inline: "nearest" });
       };
       node.addEventListener("click", choose);
       node.addEventListener("focus", () => this.stopAt(node));
