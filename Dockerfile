@@ -1,7 +1,7 @@
 # A server in a container, as an ordinary user:
 #
 #   docker build -t msrn .
-#   docker run --rm -p 8000:8000 -v "$PWD/runs/scenes/bundle:/bundle:ro" -e MSRN_API_KEY=... msrn
+#   docker run --rm --stop-timeout 40 -p 8000:8000 -v "$PWD/runs/scenes/bundle:/bundle:ro" -e MSRN_API_KEY=... msrn
 #
 # Without a GPU, give --build-arg PIP_EXTRA_INDEX_URL=... with the address of PyTorch's CPU index: the image is several GB smaller.
 FROM python:3.12-slim
@@ -19,7 +19,7 @@ WORKDIR /home/msrn
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
-# Told to stop, the server first answers what it accepted.
+# Told to stop, the server first answers what it accepted, for which it may need 35 seconds; hence --stop-timeout.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["msrn", "serve"]
 CMD ["/bundle", "--host", "0.0.0.0"]

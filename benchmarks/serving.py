@@ -17,7 +17,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -83,16 +82,16 @@ def main() -> None:
 def serving(bundle: str, *options: str) -> Iterator[dict[str, Any]]:
     """A server at a free port."""
     command = [sys.executable, "-c", "from msrn.cli.main import main; main()", "serve", bundle, "--port", "0"]
-    with tempfile.NamedTemporaryFile("w+") as log:
-        process = subprocess.Popen([*command, "--log-level", "warning", *options], stderr=log)
-        try:
-            while not (found := re.search(r"http://\S+", Path(log.name).read_text())):
-                time.sleep(0.1)
-            time.sleep(1)
-            yield {"url": found.group(), "pid": process.pid}
-        finally:
-            process.terminate()
-            print(f"the server ended with {process.wait()}")
+    process = subprocess.Popen([*command, "--log-level", "warning", *options], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found
+        time.sleep(1)
+        yield {"url": found.group(), "pid": process.pid}
+    finally:
+        process.terminate()
+        print(f"the server ended with {process.wait()}")
 
 
 def resident(pid: int) -> float:

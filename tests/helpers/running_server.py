@@ -45,10 +45,18 @@ def running_server(
     ]
     with log.open("w") as lines:
         process = subprocess.Popen(
-            command, stderr=lines, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=lines,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         )
+    assert process.stdout is not None
     try:
-        address = _address(process, log)
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+", said)
+        assert found, said + log.read_text()
+        address = found.group()
         while httpx.get(f"{address}/readyz", timeout=60).status_code != 200:
             time.sleep(0.1)
         yield RunningServer(process, address, log)
@@ -60,13 +68,4 @@ def running_server(
             except subprocess.TimeoutExpired:
                 process.kill()
         process.wait()
-
-
-def _address(process: "subprocess.Popen[str]", log: Path) -> str:
-    for _ in range(600):
-        found = re.search(r"http://\S+", log.read_text())
-        if found:
-            return found.group()
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+        process.stdout.close()

@@ -1,20 +1,30 @@
 """The interface over HTTP, in process."""
 
+import asyncio
 import base64
+import copy
 import io
 import json
+import re
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from fastapi.testclient import TestClient
 from image_files import odd_images
 from PIL import Image
 from tiny_bundle import noise
 
+from msrn.errors import MSRNError
 from msrn.predict import Predictor, load
 from msrn.server.app import create_app
+from msrn.server.logs import JsonFormatter
+from msrn.server.service import Service
 from msrn.server.settings import ServerSettings
 
 
@@ -135,12 +145,210 @@ def test_a_full_queue_and_a_passed_deadline(predictor: Predictor) -> None:
 
 
 def test_a_key(predictor: Predictor) -> None:
-    with TestClient(create_app({"tiny": predictor}, ServerSettings(api_key="gehéim"))) as client:
-        assert problem(client.get("/v1/labels"), 401)
-        assert problem(client.get("/v1/labels", headers={"X-API-Key": "other"}), 401)
-        for name, value in (("Authorization", "Bearer gehéim"), ("X-API-Key", "gehéim")):
-            assert client.get("/v1/labels", headers={name: value.encode()}).status_code == 200
+    with TestClient(create_app({"tiny": predictor}, ServerSettings(api_key="secret +1"))) as client:
+        for headers in (
+            {},
+            {"X-API-Key": "other"},
+            {"Authorization": "secret +1"},
+            {"Authorization": "Basic secret +1"},
+        ):
+            assert problem(client.get("/v1/labels", headers=headers), 401)
+            assert problem(client.get("/metrics", headers=headers), 401)
+        assert problem(client.get("/v1/labels", headers={"X-API-Key": "gehéim".encode()}), 401)
+        for name, value in (
+            ("Authorization", "Bearer secret +1"),
+            ("authorization", "bearer secret +1"),
+            ("X-API-Key", "secret +1"),
+        ):
+            assert client.get("/v1/labels", headers={name: value}).status_code == 200
+            assert client.get("/metrics", headers={name: value}).status_code == 200
         assert client.get("/readyz").status_code == 200
+        described = client.get("/openapi.json").json()
+        schemes = {(own["type"], own.get("scheme")) for own in described["components"]["securitySchemes"].values()}
+        assert schemes == {("http", "bearer"), ("apiKey", None)}
+        assert described["paths"]["/v1/predict"]["post"]["security"]
+
+
+@pytest.mark.parametrize("key", ["gehéim", "ключ", "two\nlines", " ", "", " key"])
+def test_a_key_that_no_header_holds_is_refused(key: str) -> None:
+    with pytest.raises(MSRNError, match="printable ASCII"):
+        ServerSettings(api_key=key)
+
+
+def test_pillows_limit_is_never_the_one_that_counts() -> None:
+    with pytest.raises(MSRNError, match="178"):
+        ServerSettings(max_pixels=179_000_000)
+
+
+def test_json_with_millions_of_values_is_refused_before_it_is_decoded(client: TestClient) -> None:
+    start = time.perf_counter()
+    for body in (
+        b'{"images": [' + b'"",' * 2_000_000 + b'""]}',
+        b'{"images": ["AAAA"], "labels": [' + b"1," * 2_000_000 + b"1]}",
+    ):
+        answer = client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
+        assert "32 images" in problem(answer, 413)["detail"]
+    assert time.perf_counter() - start < 2
+    assert "32 images" in problem(client.post("/v1/predict", json={"images": ["!"] * 33}), 413)["detail"]
+
+
+def test_base64_is_decoded_beside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    decode = base64.b64decode
+
+    def watched(*args: Any, **options: Any) -> bytes:
+        with pytest.raises(RuntimeError):  # no loop runs in this thread
+            asyncio.get_running_loop()
+        threads.append(threading.current_thread().name)
+        return decode(*args, **options)
+
+    monkeypatch.setattr(base64, "b64decode", watched)
+    assert client.post("/v1/predict", json={"images": [base64.encodebytes(png()).decode()]}).status_code == 200
+    assert len(threads) == 1
+
+
+def test_a_large_image_in_json_is_refused_before_it_is_decoded(predictor: Predictor) -> None:
+    with TestClient(create_app({"tiny": predictor}, ServerSettings(max_image_bytes=30))) as client:
+        asked = problem(client.post("/v1/predict", json={"images": ["AAAA", "?" * 44]}), 413)
+        assert asked["image"] == 1
+        assert "30 bytes, this one has 33" in asked["detail"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_who_leaves_while_sending_is_no_error_of_the_server(
+    client: TestClient, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[Any] = []
+    messages = [
+        {"type": "http.request", "body": b'--x\r\nContent-Disposition: form-data; name="ima', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": [(b"content-type", kind.encode())],
+        "client": ("10.0.0.1", 1),
+    }
+    assert client.portal is not None
+    with caplog.at_level("INFO", "msrn.server"):
+        client.portal.call(client.app, scope, receive, send)
+    assert sent == []
+    (line,) = caplog.records
+    assert (line.levelname, line.fields["status"], line.exc_info) == ("INFO", 499, None)  # type: ignore[attr-defined]
+    assert 'status="499"' in client.get("/metrics").text
+
+
+def test_an_error_that_nobody_foresaw_has_every_header_and_is_found_in_the_log(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise KeyError("no")
+
+    monkeypatch.setattr(Service, "tag", fail)
+    answer = client.post("/v1/predict", files=files(png()), headers={"X-Request-ID": "mine-2"})
+    assert "X-Request-ID" in problem(answer, 500)["detail"]
+    assert answer.headers["x-request-id"] == "mine-2"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    (line,) = [json.loads(JsonFormatter().format(own)) for own in caplog.records if own.levelname == "ERROR"]
+    assert line["request"] == "mine-2"
+    assert "KeyError" in line["exception"]
+
+
+def test_text_that_utf8_cannot_hold_is_answered(client: TestClient) -> None:
+    lone = "\ud800"
+    image = base64.b64encode(png()).decode()
+    for address, options in (
+        ("explain", {"labels": [lone]}),
+        ("predict", {lone: 1}),
+        ("predict", {"threshold": lone}),
+    ):
+        body = json.dumps({"images": [image], **options}).encode()
+        answer = client.post(f"/v1/{address}", content=body, headers={"content-type": "application/json"})
+        problem(answer, 422)
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="\\\\ud800"\r\n\r\n' + png() + b"\r\n--x--\r\n"
+    )
+    for charset in ("unicode_escape", "idna", "zlib", "no"):
+        headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+        assert client.post("/v1/predict", content=form, headers=headers).status_code in {200, 422}
+
+
+def test_options_in_the_wrong_place_or_twice_are_refused(client: TestClient) -> None:
+    asked = problem(client.post("/v1/predict?threshold=0", files=files(png())), 422)
+    assert "threshold in the address" in asked["detail"]
+    asked = problem(client.post("/v1/predict", files=files(png()), data={"threshold": ["0", "1"]}), 422)
+    assert "'threshold' is there more than once" in asked["detail"]
+    body = b'{"images": [], "top_k": 1, "top_k": 2}'
+    answer = client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
+    assert "'top_k' is there more than once" in problem(answer, 422)["detail"]
+
+
+def test_a_form_that_was_cut_off_is_told_so(client: TestClient) -> None:
+    whole = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + png() + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.post("/v1/predict", content=whole, headers=headers).status_code == 200
+    assert "cut off" in problem(client.post("/v1/predict", content=whole[:-10], headers=headers), 422)["detail"]
+
+
+def test_a_slow_pass_is_given_up_and_its_client_may_ask_again(predictor: Predictor) -> None:
+    slow = copy.copy(predictor)
+    go = threading.Event()
+    slow.probs = lambda images: (go.wait(10), predictor.probs(images))[1]  # type: ignore[method-assign]
+    settings = ServerSettings(timeout=0.3, max_requests_of_client=1, num_streams=1)
+    with TestClient(create_app({"tiny": slow}, settings)) as client:
+        assert "0.3 seconds" in problem(client.post("/v1/predict", files=files(png())), 504)["detail"]
+        go.set()
+        for _ in range(2):
+            assert client.post("/v1/predict", files=files(png())).status_code == 200
+            problem(client.post("/v1/predict", files=files(b"no")), 415)
+
+
+def test_images_that_wait_are_counted_as_they_come_and_go(predictor: Predictor) -> None:
+    slow = copy.copy(predictor)
+    started, go = threading.Event(), threading.Event()
+
+    def probs(images: Any) -> Any:
+        started.set()
+        assert go.wait(10)
+        return predictor.probs(images)
+
+    slow.probs = probs  # type: ignore[method-assign]
+    settings = ServerSettings(num_streams=1, batch_size=1)
+
+    def waiting() -> str:
+        found = re.search(r"^msrn_waiting_images (\S+)", client.get("/metrics").text, re.MULTILINE)
+        assert found
+        return found.group(1)
+
+    with TestClient(create_app({"tiny": slow}, settings)) as client, ThreadPoolExecutor(3) as pool:
+        assert waiting() == "0.0"
+        first = pool.submit(client.post, "/v1/predict", files=files(png()))
+        assert started.wait(10)
+        others = [pool.submit(client.post, "/v1/explain", files=files(png())) for _ in range(2)]
+        for _ in range(500):
+            if waiting() == "1.0":
+                break
+            time.sleep(0.01)
+        assert waiting() == "1.0"
+        go.set()
+        assert {own.result().status_code for own in (first, *others)} == {200}
+        assert waiting() == "0.0"
+
+
+def test_head(client: TestClient) -> None:
+    for path in ("/", "/healthz", "/readyz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_an_explanation(client: TestClient, predictor: Predictor) -> None:
@@ -187,13 +395,16 @@ def test_reload_keeps_the_old_when_the_new_cannot_be_read(predictor: Predictor) 
         calls.append("")
         if len(calls) == 1:
             raise BundleError("half written")
+        if len(calls) == 2:
+            raise OSError("no such disk")
         return {"new": predictor}
 
     app = create_app({"old": predictor}, load=load_again)
     with TestClient(app) as client:
         assert client.portal is not None
-        client.portal.call(app.state.reload)
-        assert client.get("/v1/model").json()["name"] == "old"
+        for _ in range(2):
+            client.portal.call(app.state.reload)
+            assert client.get("/v1/model").json()["name"] == "old"
         client.portal.call(app.state.reload)
         assert client.get("/v1/model").json()["name"] == "new"
         assert client.post("/v1/predict", files=files(png())).json()["model"] == "new"
@@ -207,3 +418,44 @@ def test_the_description_is_whole(client: TestClient) -> None:
     content = described["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "application/json"}
     assert json.dumps(content["application/json"]["schema"]).count("examples")
+    for path in described["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                if status != "200":
+                    assert list(answer["content"]) == ["application/problem+json"]
+
+
+def test_every_example_is_as_its_schema_says(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    found: list[tuple[str, Any, Any]] = []
+
+    def look(node: Any, where: str) -> None:
+        if isinstance(node, list):
+            for own in node:
+                look(own, where)
+        elif isinstance(node, dict):
+            if "example" in node:  # of a type of content
+                found.append((where, node["schema"], node["example"]))
+            if isinstance(node.get("examples"), list):  # of a schema
+                found.extend((where, node, own) for own in node["examples"])
+            for name, own in node.items():
+                if name not in {"example", "examples"}:
+                    look(own, f"{where}/{name}")
+
+    look(described, "")
+    for _, schema, example in found:
+        validator = jsonschema.Draft202012Validator({**schema, "components": described["components"]})
+        validator.validate(example)
+    places = " ".join(where for where, _, _ in found)
+    for name in ("PredictResponse", "ExplainResponse", "LabelsResponse", "ModelResponse", "Problem", "Health"):
+        assert f"/components/schemas/{name}" in places
+    assert "/v1/explain/post/requestBody/content/application/json" in places
+    assert "/v1/explain/post/requestBody/content/multipart/form-data" in places
+    assert "/metrics/get/responses/200/content/text/plain" in places
+
+
+def test_the_example_of_a_request_is_answered(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    for path in ("/v1/predict", "/v1/explain"):
+        content = described["paths"][path]["post"]["requestBody"]["content"]
+        assert client.post(path, json=content["application/json"]["example"]).status_code == 200

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from in_loop import run
@@ -111,3 +112,59 @@ def test_streams_share_what_waits() -> None:
     assert run(main()) == [0, 2, 4, 6, 8, 10]
     assert sizes[0] == 3
     assert sum(sizes) == 6
+
+
+class ByHand(Executor):
+    """Work that is done when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[Callable[[], None]] = []
+
+    def submit(self, work: Any, /, *args: Any, **options: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.asked.append(lambda: future.set_result(work(*args, **options)))
+        return future
+
+
+def test_what_is_submitted_in_the_step_in_which_a_stream_ends_is_worked_on() -> None:
+    network, reader = ByHand(), ByHand()
+
+    async def main() -> list[int]:
+        batcher = Batcher(double, network, max_batch=4, max_waiting=100)
+        first = asyncio.create_task(batcher.submit([1]))
+
+        async def read_and_submit() -> list[int]:
+            item = await asyncio.get_running_loop().run_in_executor(reader, lambda: 2)
+            return await batcher.submit([item])
+
+        second = asyncio.create_task(read_and_submit())
+        await asyncio.sleep(0.01)
+        network.asked[0]()
+        reader.asked[0]()
+        assert await first == [2]
+        await asyncio.sleep(0.01)
+        assert len(network.asked) == 2
+        network.asked[1]()
+        return await second
+
+    assert run(main()) == [4]
+
+
+def test_a_free_stream_does_not_wait_for_a_busy_one() -> None:
+    network = ByHand()
+    waiting: list[int] = []
+
+    async def main() -> None:
+        batcher = Batcher(double, network, max_batch=4, max_waiting=100, num_streams=2, on_waiting=waiting.append)
+        first = asyncio.create_task(batcher.submit([1]))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(batcher.submit([2]))
+        await asyncio.sleep(0.01)
+        assert len(network.asked) == 2
+        for done in network.asked:
+            done()
+        assert await first + await second == [2, 4]
+
+    run(main())
+    assert sum(waiting) == 0
+    assert max(waiting) == 1

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from running_server import RunningServer, running_server
 from tiny_bundle import noise
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 SHARED = Path(__file__).parents[3] / "shared" / "voc2007" / "VOCdevkit" / "VOC2007" / "JPEGImages"
 PHONE = {"width": 390, "height": 844}
@@ -105,6 +106,7 @@ def test_drop_look_and_download(page: "Page", photos: list[Path]) -> None:
     move_slider(page, 0)
     assert page.locator(".label.kept").count() == 12
     assert "50 looser" in page.locator("#strictness-value").inner_text()
+    assert page.locator("#strictness").get_attribute("aria-valuetext") == "50 looser"
     move_slider(page, 50)
     first.locator(".label", has_text="dog").click()
     first.get_by_text("Where the network looked for dog").wait_for()
@@ -114,17 +116,32 @@ def test_drop_look_and_download(page: "Page", photos: list[Path]) -> None:
         seen.add(pixels(page))
     assert len(seen) == 5
     assert page.locator("#graph .chosen").count() == 1
+    neighbours = page.evaluate(
+        """async () => {
+            const { labels } = await (await fetch("v1/labels")).json();
+            const follows = (one, other) => labels.find((own) => own.name === one).neighbours.includes(other);
+            return labels.map((own) => own.name).filter((name) => follows("dog", name) || follows(name, "dog"));
+        }"""
+    )
+    lit = page.locator("#graph .near text").all_text_contents()
+    assert sorted(lit) == sorted(neighbours)
+    assert lit
     assert page.locator("#graph-text h3").inner_text() == "dog"
     first.locator(".label", has_text="dog").click()
     assert first.locator(".stages").is_hidden()
     move_slider(page, 0)
     rows = list(csv.reader(download(page, "Download CSV").splitlines()))
-    assert rows[0] == ["photo", "label", "probability", "error"]
+    assert rows[0] == [
+        *("photo", "label", "probability", "threshold", "applied_threshold", "strictness", "model", "error")
+    ]
     assert len(rows) == 1 + 12
     assert rows[1][0] == f"'{photos[0].name}"  # no formula
     in_json = json.loads(download(page, "Download JSON"))
     assert [row["name"] for row in in_json] == [photo.name for photo in photos]
-    assert float(rows[1][2]) == in_json[0]["labels"][0]["probability"]
+    best = in_json[0]["labels"][0]
+    assert [float(cell) for cell in rows[1][2:5]] == [best["probability"], best["threshold"], best["applied_threshold"]]
+    assert (best["threshold"], best["applied_threshold"]) == (0.5, 0)
+    assert rows[1][5:] == [str(in_json[0]["strictness"]), in_json[0]["model"], ""] == ["0", "tiny0", ""]
     page.get_by_role("button", name="Clear").click()
     assert page.locator(".result").count() == 0
 
@@ -140,7 +157,8 @@ def test_drop_look_and_download(page: "Page", photos: list[Path]) -> None:
     ids=["desktop light", "desktop dark", "phone light", "phone dark"],
     indirect=True,
 )
-def test_anybody_can_use_it(page: "Page", photos: list[Path]) -> None:
+def test_anybody_can_use_it(page: "Page", photos: list[Path], request: pytest.FixtureRequest) -> None:
+    """With the folder MSRN_SCREENSHOTS in the environment it leaves pictures there."""
     drop(page, photos)
     label = page.locator(".result").first.locator(".label").first
     if page.viewport_size == PHONE:
@@ -152,6 +170,25 @@ def test_anybody_can_use_it(page: "Page", photos: list[Path]) -> None:
     assert [(own["id"], own["impact"]) for own in found if own["impact"] in {"serious", "critical"}] == []
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1]
+    stages = page.locator(".stages").first
+    stages.scroll_into_view_if_needed()
+    for part in (page.locator(".layers").first, stages):  # a layer is chosen with the photo in view
+        box = part.bounding_box()
+        assert box
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= page.viewport_size["height"]  # type: ignore[index]
+    page.locator("#graph").evaluate("(graph) => graph.scrollIntoView({ block: 'center' })")
+    assert page.locator("#graph-text h3").evaluate(
+        "(own) => own.getBoundingClientRect().top >= 0 && own.getBoundingClientRect().bottom <= innerHeight"
+    )  # and so are a label's neighbours beside the graph
+    targets = page.locator("#graph .target").evaluate_all(
+        "(targets) => targets.map((own) => own.getBoundingClientRect().width)"
+    )
+    assert min(targets) >= 24
+    if "MSRN_SCREENSHOTS" in os.environ:
+        name = request.node.callspec.id.replace(" ", "-")
+        page.screenshot(path=Path(os.environ["MSRN_SCREENSHOTS"]) / f"{name}-view.png")
+        page.screenshot(path=Path(os.environ["MSRN_SCREENSHOTS"]) / f"{name}.png", full_page=True)
 
 
 def test_by_keyboard_alone(page: "Page", photos: list[Path]) -> None:
@@ -167,15 +204,106 @@ def test_by_keyboard_alone(page: "Page", photos: list[Path]) -> None:
     page.locator(".choices input").first.focus()
     page.keyboard.press("ArrowRight")
     assert pixels(page) != before
-    page.locator("#graph .node").first.focus()
+    nodes = page.locator("#graph .node")
+    page.locator(".choices input:checked").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.classList.contains('node')")  # the graph is one stop
+    page.keyboard.press("Tab")
+    assert not page.evaluate("document.activeElement.classList.contains('node')")
+    nodes.first.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#graph .node").first.get_attribute("aria-pressed") == "true"
+    assert nodes.first.get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Enter")
+    assert nodes.first.get_attribute("aria-pressed") == "false"
+    for key, index in (("ArrowRight", 1), ("ArrowLeft", 0), ("ArrowUp", 5), ("ArrowDown", 0), ("End", 5), ("Home", 0)):
+        page.keyboard.press(key)
+        assert nodes.nth(index).evaluate("(node) => node === document.activeElement")
+    assert page.locator("#graph [tabindex='0']").count() == 1
 
 
 def test_a_file_that_is_no_photo_is_told(page: "Page", tmp_path: Path, photos: list[Path]) -> None:
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(photos[1].read_bytes()[:500])
-    page.locator("#files").set_input_files([str(damaged), str(photos[1])])
+    notes = tmp_path / "notes.txt"
+    notes.touch()
+    page.locator("#files").set_input_files([str(damaged), str(photos[1]), str(notes)])
     page.get_by_text("2 of 2 photos done.").wait_for()
+    assert page.locator("#status").inner_text() == "2 of 2 photos done. 1 failed. No images: notes.txt."
     assert "damaged or cut off" in page.locator(".error").first.inner_text()
     assert page.locator(".label").count() > 0
+
+
+def test_a_pasted_photo(page: "Page", photos: list[Path]) -> None:
+    page.evaluate(
+        """(data) => {
+            const pasted = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            pasted.items.add(new File([bytes], "image.png", { type: "image/png" }));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: pasted, bubbles: true }));
+        }""",
+        base64.b64encode(photos[0].read_bytes()).decode(),
+    )
+    page.get_by_text("1 of 1 photos done.").wait_for()
+    assert page.locator(".label").count() > 0
+
+
+def refuse(route: "Route", status: int, detail: str) -> None:
+    route.fulfill(status=status, content_type="application/problem+json", body=json.dumps({"detail": detail}))
+
+
+def test_a_busy_server_is_asked_again_and_what_came_too_late_is_not_shown(
+    browser: "Browser", server: RunningServer, photos: list[Path]
+) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    asked: list[str] = []
+
+    def explain(route: "Route") -> None:
+        label = "cat" if '"labels"\r\n\r\ncat' in (route.request.post_data_buffer or b"").decode("latin-1") else "dog"
+        asked.append(label)
+        if label == "cat":
+            held.append(route)
+        elif len(asked) == 2:
+            refuse(route, 503, "busy")
+        else:
+            route.continue_()
+
+    held: list[Route] = []
+    page.route("**/v1/explain", explain)
+    page.goto(server.address)
+    page.wait_for_selector("#graph svg")
+    drop(page, photos[:1])
+    move_slider(page, 0)
+    page.locator(".label", has_text="cat").click()
+    page.locator(".busy").wait_for()
+    page.locator(".label", has_text="dog").click()
+    page.get_by_text("Where the network looked for dog").wait_for()
+    assert asked == ["cat", "dog", "dog"]
+    refuse(held[0], 422, "too late")
+    page.wait_for_timeout(100)
+    assert page.locator(".error").is_hidden()
+    assert page.locator(".busy").is_hidden()
+    page.close()
+
+
+def test_a_key(browser: "Browser", server: RunningServer) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+
+    def check(route: "Route") -> None:
+        if route.request.headers.get("x-api-key") == "right":
+            route.continue_()
+        else:
+            refuse(route, 401, "Send the key.")
+
+    page.route("**/v1/*", check)
+    page.goto(server.address)
+    page.get_by_text("Send the key.").wait_for()
+    for key, told in (("ключ", "The key is wrong: keys are made of ASCII characters."), ("other", "The key is wrong.")):
+        page.locator("#key").fill(key)
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_text(told, exact=True).wait_for()
+        assert page.locator("#key-form").is_visible()
+    page.locator("#key").fill("right")
+    page.get_by_role("button", name="Use it").click()
+    page.wait_for_selector("#graph svg")
+    assert page.locator("#key-form").is_hidden()
+    page.close()

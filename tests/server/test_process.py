@@ -1,8 +1,10 @@
 """A server as a process: signals, workers, what it refuses to start with."""
 
 import io
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -16,6 +18,13 @@ import pytest
 from command_line import run
 from running_server import running_server
 from tiny_bundle import noise
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from msrn.errors import MSRNError
+from msrn.server.models import load_predictors
+from msrn.server.process import Server
+from msrn.server.run import check_proxies
+from msrn.server.settings import ServerSettings
 
 
 def files(count: int) -> list[tuple[str, tuple[str, bytes, str]]]:
@@ -32,7 +41,9 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(bundle_dir: Path, tmp
         sent = files(24)
 
         def ask(_: int) -> httpx.Response:
-            return httpx.post(f"{server.address}/v1/predict", files=sent, timeout=60)
+            return httpx.post(
+                f"{server.address}/v1/predict", files=sent, timeout=60, headers={"X-Forwarded-For": "10.9.8.7"}
+            )
 
         asked = [pool.submit(ask, number) for number in range(8)]
         while "msrn_batch_size_count" not in (counts := httpx.get(f"{server.address}/metrics").text) or not re.search(
@@ -43,6 +54,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(bundle_dir: Path, tmp
         assert server.stop() == 0
         assert [one.result().status_code for one in asked] == [200] * 8
     lines = (tmp_path / "log").read_text()
+    assert {own["client"] for own in _lines(tmp_path / "log", "request")} == {"127.0.0.1"}  # not what a header claims
     assert "Traceback" not in lines
     assert lines.count('"status": 200') >= 8
 
@@ -62,6 +74,8 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         for number in range(1, 4):
             server.process.send_signal(signal.SIGHUP)
             _wait(lambda number=number: (tmp_path / "log").read_text().count("bundles read anew") == number)
+            answered = len(statuses)
+            _wait(lambda answered=answered: len(statuses) > answered + 1)
         stop.set()
         thread.join()
         assert len(statuses) > 3
@@ -69,16 +83,27 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         assert server.stop(signal.SIGINT) == 0
 
 
-def test_a_killed_worker_comes_back(bundle_dir: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with running_server(bundle_dir, log, "--workers", "2") as server:
+def test_a_killed_worker_comes_back_and_a_reload_is_ended_by_sigterm(bundle_dir: Path, tmp_path: Path) -> None:
+    log, bundle = tmp_path / "log", tmp_path / "bundle"
+    shutil.copytree(bundle_dir, bundle)
+    with running_server(bundle, log, "--workers", "2") as server:
         _wait(lambda: len(_workers(log)) == 2)
         os.kill(_workers(log)[0], signal.SIGKILL)
         _wait(lambda: len(_workers(log)) == 3)
         for _ in range(6):
             assert httpx.post(f"{server.address}/v1/predict", files=files(2), timeout=60).status_code == 200
-        assert "msrn_images_total" in httpx.get(f"{server.address}/metrics").text
+        counts = httpx.get(f"{server.address}/metrics").text
+        assert "msrn_images_total" in counts
+        assert "msrn_waiting_images 0.0" in counts
+        (bundle / "model.safetensors").write_bytes(b"")
+        server.process.send_signal(signal.SIGHUP)
+        _wait(lambda: _lines(log, "the bundles stay as they were"))
+        assert "model.safetensors" in _lines(log, "the worker cannot serve")[0]["error"]
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
         assert server.stop() == 0
+    assert len(_lines(log, "the worker cannot serve")) == 1  # the second reload did not come so far
+    assert "Traceback" not in log.read_text()
 
 
 def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +116,22 @@ def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: p
         code, _, error = run(capsys, "serve", bundle_dir, "--port", taken.getsockname()[1])
     assert code == 1
     assert "in use" in error
+
+
+def test_who_asks_is_what_a_proxy_says_only_where_it_is_named(bundle_dir: Path) -> None:
+    predictors = load_predictors({"tiny": str(bundle_dir)}, "cpu")
+    for proxies, is_believed in ((None, False), ("10.0.0.0/8,127.0.0.1", True)):
+        server = Server(predictors, ServerSettings(), proxies=proxies)
+        server.config.load()
+        assert isinstance(server.config.loaded_app, ProxyHeadersMiddleware) == is_believed
+    check_proxies("10.0.0.1, 10.1.0.0/16,*,::1")
+    with pytest.raises(MSRNError, match="--proxy takes addresses"):
+        check_proxies("nginx")
+
+
+def _lines(log: Path, message: str) -> list[dict[str, Any]]:
+    """Log lines with this message; all of the log is JSON."""
+    return [own for line in log.read_text().splitlines() if (own := json.loads(line))["message"] == message]
 
 
 def _workers(log: Path) -> list[int]:

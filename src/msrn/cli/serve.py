@@ -36,6 +36,15 @@ def serve(
         str | None,
         typer.Option(envvar="MSRN_API_KEY", help="What callers have to send as 'X-API-Key'.", show_default=False),
     ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESSES",
+            help="Proxies in front of this server, such as 10.0.0.1,10.1.0.0/16: who asks is then the address that they send as "
+            "X-Forwarded-For.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most images a pass.")] = 16,
     streams: Annotated[
         int | None,
@@ -48,7 +57,7 @@ def serve(
     ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 32,
     max_megabytes: Annotated[float, typer.Option(min=0.001, help="Largest image file.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Most pixels of an image.")] = 50,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Most pixels of an image, up to 178.")] = 50,
     max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait; more are answered by 503.")] = 256,
     max_requests: Annotated[
         int, typer.Option(min=1, help="Most requests of one address at a time; more are answered by 429.")
@@ -59,12 +68,12 @@ def serve(
     """Serve bundles over HTTP: a page for people at /, an interface for programs at /v1, its description at /openapi.json.
 
     SIGTERM and Ctrl-C stop it once what it accepted is answered; SIGHUP reads the bundles anew without a request being dropped.
-    Log lines are JSON, on standard error.
+    Its address is said on standard output; what it logs are JSON lines on standard error.
     """
     from msrn.errors import MissingDependencyError, MSRNError
 
     try:
-        from msrn.server.run import listen
+        from msrn.server.run import check_proxies, listen
         from msrn.server.run import serve as serve_bundles
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("msrn"):
@@ -72,6 +81,7 @@ def serve(
         raise MissingDependencyError(
             f"serving needs {error.name}, which is not installed. Install it: pip install 'msrn[server]'."
         ) from None
+    from msrn.server.logs import LOGGER, configure_logs
     from msrn.server.models import name_bundles
     from msrn.server.settings import ServerSettings
 
@@ -89,11 +99,14 @@ def serve(
         timeout=timeout,
         api_key=api_key or None,
     )
+    if proxy is not None:
+        check_proxies(proxy)
     named = name_bundles(bundles)
+    configure_logs(log_level)
     with listen(host, port) as listener:
         shown, number = listener.getsockname()[:2]
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
-        typer.echo(f"Serving {', '.join(named)} at {address}", err=True)
+        typer.echo(f"Serving {', '.join(named)} at {address}")
         if host not in _LOCAL and settings.api_key is None:
-            typer.echo("Anybody who reaches this machine may ask it: there is no --api-key.", err=True)
-        serve_bundles(named, listener, settings, device=device, num_workers=workers, log_level=log_level)
+            LOGGER.warning("Anybody who reaches this machine may ask it: there is no --api-key.")
+        serve_bundles(named, listener, settings, device=device, proxies=proxy, num_workers=workers)

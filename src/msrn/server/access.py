@@ -1,21 +1,20 @@
 """Around every request: an identifier, a log line, counts, and how many one client may have at a time."""
 
-import json
 import logging
 import re
 import secrets
 import time
 from collections import Counter
-from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from msrn.server.logs import LOGGER, log_failure
 from msrn.server.metrics import Metrics
-from msrn.server.problems import MEDIA_TYPE, ProblemError
+from msrn.server.problems import ProblemError
 
-LOGGER = logging.getLogger("msrn.server")
 _IDENTIFIER = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # The page and everything it loads come from here, and from nowhere else.
 _HEADERS = {
@@ -24,22 +23,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON: time, level, message, and what `extra={"fields": ...}` has."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 class Access:
@@ -66,32 +49,36 @@ class Access:
         given = headers.get("x-request-id", "")
         identifier = given if _IDENTIFIER.fullmatch(given) else secrets.token_hex(8)
         start = time.perf_counter()
-        status = 500
+        status, has_begun = 500, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
                 own = MutableHeaders(scope=message)
                 own["X-Request-ID"] = identifier
                 for name, value in _HEADERS.items():
                     own.setdefault(name, value)
             await send(message)
 
-        client = (scope.get("client") or ("",))[0]  # not a header, which anybody can change
+        client = _client(scope)
         is_limited = scope["path"].startswith("/v1/")
+        is_refused = is_limited and self._under_way[client] >= self.max_requests_of_client
+        self._under_way[client] += is_limited
         try:
-            if is_limited and self._under_way[client] >= self.max_requests_of_client:
-                await _refuse(self.max_requests_of_client)(scope, receive, send_with_headers)
-                return
-            self._under_way[client] += is_limited
-            try:
-                await self.app(scope, receive, send_with_headers)
-            finally:
-                self._under_way[client] -= is_limited
-                if not self._under_way[client]:
-                    del self._under_way[client]
+            await (_too_many(self.max_requests_of_client) if is_refused else self.app)(
+                scope, receive, send_with_headers
+            )
+        except ClientDisconnect:
+            status = 499  # as nginx counts those who left before they had sent all
+        except Exception as error:
+            log_failure("unforeseen error", error, request=identifier)
+            if not has_begun:
+                await _unforeseen()(scope, receive, send_with_headers)
         finally:
+            self._under_way[client] -= is_limited
+            if not self._under_way[client]:
+                del self._under_way[client]
             self._note(scope, identifier, status, time.perf_counter() - start)
 
     def _note(self, scope: Scope, identifier: str, status: int, seconds: float) -> None:
@@ -105,13 +92,23 @@ class Access:
             "path": scope["path"],
             "status": status,
             "milliseconds": round(1000 * seconds, 1),
-            "client": (scope.get("client") or ("",))[0],
+            "client": _client(scope),
         }
         level = logging.DEBUG if path in {"/healthz", "/readyz", "/metrics"} and status < 400 else logging.INFO
         LOGGER.log(level, "request", extra={"fields": fields})
 
 
-def _refuse(most: int) -> JSONResponse:
+def _client(scope: Scope) -> str:
+    address: str = (scope.get("client") or ("",))[0]  # not a header, which anybody can change
+    return address
+
+
+def _too_many(most: int) -> JSONResponse:
     detail = f"A client may have {most} requests at a time. Wait for an answer before sending more."
-    error = ProblemError(429, "There are too many requests of this client.", detail)
-    return JSONResponse(error.body(), 429, {"Retry-After": "1"}, MEDIA_TYPE)
+    title = "There are too many requests of this client."
+    return ProblemError(429, title, detail, headers={"Retry-After": "1"}).response()
+
+
+def _unforeseen() -> JSONResponse:
+    detail = "The server's log has more under this X-Request-ID. Please report it."
+    return ProblemError(500, "Something went wrong that was not foreseen.", detail).response()

@@ -11,21 +11,24 @@ import torch
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 import msrn
-from msrn.errors import LabelMismatchError, MSRNError
+from msrn.errors import LabelMismatchError
 from msrn.explain import Explanation
 from msrn.explain.contributions import grow
 from msrn.predict import Predictor
 from msrn.server import metrics as prometheus
-from msrn.server.access import LOGGER, Access
+from msrn.server.access import Access
 from msrn.server.batching import QueueFullError
 from msrn.server.body import FIELD, Upload, read_request
+from msrn.server.logs import LOGGER, log_failure
 from msrn.server.models import Models
 from msrn.server.problems import MEDIA_TYPE, Problem, ProblemError
 from msrn.server.schemas import (
+    PIXEL,
     ExplainedLabel,
     ExplainOptions,
     ExplainRequest,
@@ -56,6 +59,40 @@ _TITLES = {
     503: "No room for more, or the server is stopping.",
     504: "The answer took too long.",
 }
+_EXAMPLES: dict[int, dict[str, Any]] = {
+    401: {"title": _TITLES[401], "detail": "Send the key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."},
+    404: {
+        "title": _TITLES[404],
+        "detail": "The bundles served are pets, scenes. Ask for one of them, or leave 'model' out.",
+    },
+    413: {
+        "title": "The image has too many pixels.",
+        "detail": "An image may have 50,000,000 pixels, this one has 20000 x 20000. Send a smaller one.",
+        "image": 0,
+    },
+    415: {
+        "title": "Not an image of a known format.",
+        "detail": "Expected one of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF. Convert the image to JPEG or PNG.",
+        "image": 1,
+    },
+    422: {
+        "title": "A field of the request is wrong.",
+        "detail": "threshold: Input should be less than or equal to 1. /openapi.json says what is expected.",
+    },
+    429: {
+        "title": "There are too many requests of this client.",
+        "detail": "A client may have 64 requests at a time. Wait for an answer before sending more.",
+    },
+    503: {"title": "The server is busy.", "detail": "256 images wait already. Try again in a moment."},
+    504: {
+        "title": _TITLES[504],
+        "detail": "There was no answer after 30 seconds. Send fewer images, or try again later.",
+    },
+}
+_COUNTS = """# HELP msrn_requests_total Requests answered.
+# TYPE msrn_requests_total counter
+msrn_requests_total{path="/v1/predict",status="200"} 42.0
+"""
 
 
 def create_app(
@@ -73,7 +110,7 @@ def create_app(
     """
     settings = settings or ServerSettings()
     counts = prometheus.Metrics()
-    models = Models(predictors, settings, counts.count_batch)
+    models = Models(predictors, settings, counts.count_batch, counts.waiting.inc)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,7 +119,7 @@ def create_app(
         app.state.is_ready = False
         models.close()
 
-    app = FastAPI(
+    app = _App(
         title="msrn",
         version=msrn.__version__,
         summary="Labels of images, and why they have them.",
@@ -99,20 +136,23 @@ def create_app(
             return
         try:
             models.replace(await asyncio.to_thread(load))
-        except MSRNError as error:
-            LOGGER.error("the bundles stay as they were", extra={"fields": {"error": str(error)}})
+        except Exception as error:  # whatever it is, the old ones can serve
+            log_failure("the bundles stay as they were", error)
         else:
             LOGGER.info("bundles read anew", extra={"fields": {"models": models.names}})
 
     app.state.reload = reload
     app.add_middleware(Access, metrics=counts, max_requests_of_client=settings.max_requests_of_client)
     _answer_errors(app)
-    _add_v1(app, models, settings)
+    key = _key(settings)
+    _add_v1(app, models, settings, key)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the process answers", tags=["server"])
     async def healthz() -> Health:
         return Health(status="ok")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Whether the models can serve", tags=["server"], responses=_problems(503))
     async def readyz() -> Health:
         if not app.state.is_ready:
@@ -123,13 +163,17 @@ def create_app(
         "/metrics",
         summary="Counts in Prometheus' format",
         tags=["server"],
+        dependencies=key,
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _COUNTS}}},
+            **_problems(401),
+        },
     )
     async def show_metrics() -> Response:
-        counts.waiting.set(models.num_waiting)
         return Response(counts.text(), media_type=prometheus.CONTENT_TYPE)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
@@ -138,16 +182,35 @@ def create_app(
     return app
 
 
-def _add_v1(app: FastAPI, models: Models, settings: ServerSettings) -> None:
-    async def check_key(request: Request) -> None:
-        if settings.api_key is None:
-            return
-        given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode("latin-1"), settings.api_key.encode()):
+class _App(FastAPI):
+    """Describes problems by one schema, and by no other type of content than theirs."""
+
+    def openapi(self) -> dict[str, Any]:
+        described = super().openapi()
+        described["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return described
+
+
+def _key(settings: ServerSettings) -> list[Any]:
+    """What a route depends on where a key is asked for."""
+    expected = settings.api_key
+    if expected is None:
+        return []
+    bearer = HTTPBearer(auto_error=False)
+    header = APIKeyHeader(name="X-API-Key", auto_error=False)
+
+    async def check(
+        token: HTTPAuthorizationCredentials | None = Depends(bearer), key: str | None = Depends(header)
+    ) -> None:
+        given = key or (token.credentials if token else "")
+        if not secrets.compare_digest(given.encode(), expected.encode()):
             detail = "Send the key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
             raise ProblemError(401, _TITLES[401], detail, headers={"WWW-Authenticate": "Bearer"})
 
-    key = [Depends(check_key)]
+    return [Depends(check)]
+
+
+def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[Any]) -> None:
     model_name = Query(None, description="A bundle's name; by default the first.")
 
     @app.post(
@@ -157,7 +220,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings) -> None:
         dependencies=key,
         response_model=PredictResponse,
         responses=_problems(401, 404, 413, 415, 422, 429, 503, 504),
-        openapi_extra=_body(PredictRequest, PredictOptions),
+        openapi_extra=_body(PredictRequest, PredictOptions, {"top_k": 3}),
     )
     async def predict(request: Request) -> PredictResponse:
         async with _deadline(settings):
@@ -178,7 +241,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings) -> None:
         dependencies=key,
         response_model=ExplainResponse,
         responses=_problems(401, 404, 413, 415, 422, 429, 503, 504),
-        openapi_extra=_body(ExplainRequest, ExplainOptions),
+        openapi_extra=_body(ExplainRequest, ExplainOptions, {"labels": ["dog"]}),
     )
     async def explain(request: Request) -> ExplainResponse:
         async with _deadline(settings):
@@ -299,7 +362,7 @@ def _rounded(values: torch.Tensor) -> list[list[float]]:
     return [[float(f"{value:.4g}") for value in row] for row in values.tolist()]
 
 
-def _body(whole: type[Any], options: type[Any]) -> dict[str, Any]:
+def _body(whole: type[Any], options: type[Any], example: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI of a request that comes as JSON or as a form."""
     form = options.model_json_schema()
     form["properties"] = {
@@ -316,8 +379,8 @@ def _body(whole: type[Any], options: type[Any]) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {"schema": form},
-                "application/json": {"schema": whole.model_json_schema()},
+                "multipart/form-data": {"schema": form, "example": {FIELD: ["(bytes of a file)"], **example}},
+                "application/json": {"schema": whole.model_json_schema(), "example": {FIELD: [PIXEL], **example}},
             },
         }
     }
@@ -327,36 +390,29 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documentation of answers that are problems."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
-        status: {"description": _TITLES[status], "model": Problem, "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {
+            "description": _TITLES[status],
+            "content": {MEDIA_TYPE: {"schema": schema, "example": {"status": status, **_EXAMPLES[status]}}},
+        }
         for status in statuses
     }
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every error is answered with a problem."""
-
-    def answer(error: ProblemError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status, error.headers, MEDIA_TYPE)
+    """Every error is answered with a problem; those that nobody foresaw by `Access`."""
 
     @app.exception_handler(ProblemError)
     async def problem(_: Request, error: ProblemError) -> JSONResponse:
-        return answer(error)
+        return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return answer(ProblemError(422, "A parameter is wrong.", f"{where}: {first['msg']}."))
+        return ProblemError(422, "A parameter is wrong.", f"{where}: {first['msg']}.").response()
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
-        return answer(
-            ProblemError(error.status_code, error.detail, "See /openapi.json for what is served.", None, headers)
-        )
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        LOGGER.error("unforeseen error", exc_info=error)
-        detail = "The server's log has more. Please report it."
-        return answer(ProblemError(500, "Something went wrong that was not foreseen.", detail))
+        detail = "See /openapi.json for what is served."
+        return ProblemError(error.status_code, error.detail, detail, headers=headers).response()

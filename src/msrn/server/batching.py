@@ -35,6 +35,7 @@ class Batcher(Generic[Item, Result]):
         max_waiting: Most items that wait; more are refused.
         num_streams: How many batches are worked on at a time.
         on_batch: Called with the size of each batch.
+        on_waiting: Called with how many more items wait than before, or fewer.
     """
 
     work: Callable[[Sequence[Item]], Sequence[Result]]
@@ -43,6 +44,7 @@ class Batcher(Generic[Item, Result]):
     max_waiting: int
     num_streams: int = 1
     on_batch: Callable[[int], None] = lambda size: None
+    on_waiting: Callable[[int], None] = lambda change: None
     _waiting: "deque[_Waiting[Item, Result]]" = field(default_factory=deque, init=False)
     _num_busy: int = field(default=0, init=False)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set, init=False)
@@ -71,10 +73,9 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         own: list[_Waiting[Item, Result]] = [_Waiting(item, loop.create_future()) for item in items]
         self._waiting.extend(own)
-        while len(self._tasks) < min(self.num_streams, len(self._waiting)):
-            task = asyncio.create_task(self._run())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self.on_waiting(len(own))
+        while len(self._tasks) < min(self.num_streams, self._num_busy + len(self._waiting)):
+            self._tasks.add(asyncio.create_task(self._run()))
         try:
             return list(await asyncio.gather(*(one.result for one in own)))
         finally:
@@ -82,19 +83,11 @@ class Batcher(Generic[Item, Result]):
                 one.result.cancel()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch: list[_Waiting[Item, Result]] = []
-            share = -(-len(self._waiting) // (self.num_streams - self._num_busy))  # of the streams that are free
-            while self._waiting and len(batch) < min(self.max_batch, share):
-                one = self._waiting.popleft()
-                if not one.result.done():
-                    batch.append(one)
-            if not batch:
-                continue
+        while batch := self._take():
             self.on_batch(len(batch))
             self._num_busy += 1
             try:
+                loop = asyncio.get_running_loop()
                 results = await loop.run_in_executor(self.executor, self.work, [one.item for one in batch])
             except Exception as error:
                 for one in batch:
@@ -106,3 +99,17 @@ class Batcher(Generic[Item, Result]):
             for one, result in zip(batch, results, strict=True):
                 if not one.result.done():
                     one.result.set_result(result)
+        # In the step that found nothing: what is submitted after it starts a stream of its own.
+        self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
+
+    def _take(self) -> "list[_Waiting[Item, Result]]":
+        """The share of what waits of one of the streams that are free."""
+        batch: list[_Waiting[Item, Result]] = []
+        num_before = len(self._waiting)
+        share = -(-num_before // (self.num_streams - self._num_busy))
+        while self._waiting and len(batch) < min(self.max_batch, share):
+            one = self._waiting.popleft()
+            if not one.result.done():
+                batch.append(one)
+        self.on_waiting(len(self._waiting) - num_before)
+        return batch

@@ -1,24 +1,29 @@
 """Requests as they come in: no larger than allowed, as forms or as JSON."""
 
+import asyncio
 import base64
 import binascii
 import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message
 
-from msrn.server.problems import ProblemError
+from msrn.server.images import check_size
+from msrn.server.problems import ProblemError, printable
 from msrn.server.settings import ServerSettings
 
 Options = TypeVar("Options", bound=BaseModel)
 
 FIELD = "images"
 _MOST_FIELDS = 64
+_MOST_VALUES = 10_000  # of JSON, besides the images
 
 
 @dataclass(frozen=True)
@@ -48,20 +53,24 @@ async def read_request(
     Raises:
         ProblemError: 413 for a large request, 415 for another type of content, 422 for content that is not as described.
     """
+    if request.query_params:
+        names = ", ".join(request.query_params)
+        raise _wrong(
+            f"Fields of the form or of the JSON are expected, got {names} in the address. Send them in the body."
+        )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     limited = _Limited(request, settings.max_request_bytes)
     if kind == "multipart/form-data":
         fields, uploads = await _read_form(limited.request, max_images)
     elif kind == "application/json":
-        fields, uploads = await _read_json(limited.request)
+        body = await limited.request.body()
+        fields, uploads = await asyncio.to_thread(_read_json, body, settings, max_images)
     else:
         detail = f"Expected multipart/form-data or application/json, got {kind or 'no content type'}."
         raise ProblemError(415, "The content type is not served.", detail)
     if not uploads:
         detail = f"Expected image files in '{FIELD}', got none. Send at least one."
         raise ProblemError(422, "There is no image.", detail)
-    if len(uploads) > max_images:
-        raise _too_many(max_images)
     try:
         return options.model_validate(fields), uploads
     except ValidationError as error:
@@ -72,9 +81,7 @@ def invalid(error: ValidationError) -> ProblemError:
     """A problem that names the first field that is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the request"
-    return ProblemError(
-        422, "A field of the request is wrong.", f"{where}: {first['msg']}. /openapi.json says what is expected."
-    )
+    return _wrong(f"{where}: {first['msg']}. /openapi.json says what is expected.")
 
 
 class _Limited:
@@ -102,34 +109,64 @@ class _Limited:
         return ProblemError(413, "The request is too large.", detail, headers={"Connection": "close"})
 
 
+class _FormParser(MultiPartParser):
+    """Starlette's, which takes a form for whole that was cut off."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+    async def parse(self) -> FormData:
+        self.stream = self._until_the_end(self.stream)
+        async with aclosing(self.stream):
+            return await super().parse()
+
+    async def _until_the_end(self, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        async with aclosing(stream):
+            async for chunk in stream:
+                yield chunk
+        if not self.is_whole:
+            raise MultiPartException("Its last boundary is missing, so it was cut off.")
+
+
 async def _read_form(request: Request, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
     uploads: list[Upload] = []
     fields: dict[str, Any] = {}
+    parser = _FormParser(request.headers, request.stream(), max_files=max_images, max_fields=_MOST_FIELDS)
     try:
-        async with request.form(max_files=max_images, max_fields=_MOST_FIELDS) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    if name != FIELD:
-                        detail = f"Expected files in '{FIELD}', got one in '{name}'."
-                        raise ProblemError(422, "A field of the request is wrong.", detail)
-                    uploads.append(Upload(await value.read(), value.filename or None))
-                elif name == "labels":
-                    fields.setdefault(name, []).append(value)
-                elif name == FIELD:
-                    detail = f"'{FIELD}' holds text, expected files. Send each with a file name."
-                    raise ProblemError(422, "A field of the request is wrong.", detail)
-                elif value:  # an empty field of a form is one that was not filled in
-                    fields[name] = value
-    except HTTPException as error:
-        if error.detail.startswith("Too many files"):
+        form = await parser.parse()
+    except (MultiPartException, UnicodeError) as error:
+        text = str(getattr(error, "message", error))
+        if text.startswith("Too many files"):
             raise _too_many(max_images) from None
-        raise ProblemError(422, "The form cannot be read.", f"{error.detail} Send it again whole.") from None
+        raise ProblemError(422, "The form cannot be read.", f"{text} Send it again whole.") from None
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name != FIELD:
+                    raise _wrong(f"Expected files in '{FIELD}', got one in '{name}'.")
+                uploads.append(Upload(await value.read(), printable(value.filename or "") or None))
+            elif name == "labels":
+                fields.setdefault(name, []).append(value)
+            elif name == FIELD:
+                raise _wrong(f"'{FIELD}' holds text, expected files. Send each with a file name.")
+            elif name in fields:
+                raise _wrong(f"'{name}' is there more than once. Send it once.")
+            elif value:  # an empty field of a form is one that was not filled in
+                fields[name] = value
+    finally:
+        await form.close()
     return fields, uploads
 
 
-async def _read_json(request: Request) -> tuple[dict[str, Any], list[Upload]]:
+def _read_json(body: bytes, settings: ServerSettings, max_images: int) -> tuple[dict[str, Any], list[Upload]]:
+    """Of a large body no more is decoded than may be served; this takes a while, so it is not for the event loop."""
+    if body.count(b",") > max_images + _MOST_VALUES:
+        detail = f"A request may have {max_images} images and some options, this one has far more values. Send fewer."
+        raise ProblemError(413, "There are too many values.", detail)
     try:
-        fields = json.loads(await request.body())
+        fields = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise ProblemError(
             422, "The JSON cannot be read.", "Expected a JSON object; /openapi.json says which."
@@ -138,15 +175,32 @@ async def _read_json(request: Request) -> tuple[dict[str, Any], list[Upload]]:
         raise ProblemError(422, "The JSON cannot be read.", f"Expected an object, got a {type(fields).__name__}.")
     images = fields.pop(FIELD, [])
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise ProblemError(422, "A field of the request is wrong.", f"{FIELD}: expected a list of files in base64.")
+        raise _wrong(f"{FIELD}: expected a list of files in base64.")
+    if len(images) > max_images:
+        raise _too_many(max_images)
     uploads = []
     for index, image in enumerate(images):
+        text = "".join(image.split())  # base64 may have lines
+        check_size(3 * (len(text) // 4) - text[-2:].count("="), index, settings.max_image_bytes)
         try:
-            uploads.append(Upload(base64.b64decode(image, validate=True)))
+            uploads.append(Upload(base64.b64decode(text, validate=True)))
         except (binascii.Error, ValueError):
             detail = "Expected an image file in base64, without a 'data:' prefix."
             raise ProblemError(422, "The image is not base64.", detail, index) from None
     return fields, uploads
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _wrong(f"'{name}' is there more than once. Send it once.")
+        found[name] = value
+    return found
+
+
+def _wrong(detail: str) -> ProblemError:
+    return ProblemError(422, "A field of the request is wrong.", detail)
 
 
 def _too_many(max_images: int) -> ProblemError:

@@ -20,6 +20,17 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
+def check_size(num_bytes: int, index: int, max_bytes: int) -> None:
+    """Refuse a large file.
+
+    Raises:
+        ProblemError: 413 for one of more than `max_bytes`.
+    """
+    if num_bytes > max_bytes:
+        detail = f"An image may have {max_bytes:,} bytes, this one has {num_bytes:,}. Send a smaller one."
+        raise ProblemError(413, "The image is too large.", detail, index)
+
+
 def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image.Image:
     """An image as RGB, upright.
 
@@ -35,9 +46,7 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
     """
     if not data:
         raise ProblemError(422, "The image is empty.", "Expected the bytes of an image file, got none.", index)
-    if len(data) > max_bytes:
-        detail = f"An image may have {max_bytes:,} bytes, this one has {len(data):,}. Send a smaller one."
-        raise ProblemError(413, "The image is too large.", detail, index)
+    check_size(len(data), index, max_bytes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

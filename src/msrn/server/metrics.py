@@ -42,7 +42,7 @@ class Metrics:
         )
         self.waiting = Gauge(
             "msrn_waiting_images",
-            "Images that wait for the network.",
+            "Images that wait for the network, to be labelled or explained.",
             multiprocess_mode="livesum",
             registry=self._registry,
         )

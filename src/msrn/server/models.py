@@ -66,6 +66,7 @@ class Models:
         predictors: What is served; the first is what requests get that name none.
         settings: Limits.
         on_batch: Called with a name and the number of images of each batch.
+        on_waiting: Called with how many more images wait than before, or fewer.
     """
 
     def __init__(
@@ -73,20 +74,17 @@ class Models:
         predictors: Mapping[str, Predictor],
         settings: ServerSettings,
         on_batch: Callable[[str, int], None] = lambda name, size: None,
+        on_waiting: Callable[[int], None] = lambda change: None,
     ) -> None:
         self.settings = settings
         self.on_batch = on_batch
+        self.on_waiting = on_waiting
         self._entries = self._make(predictors)
 
     @property
     def names(self) -> list[str]:
         """Names of the bundles served."""
         return list(self._entries)
-
-    @property
-    def num_waiting(self) -> int:
-        """How many images wait."""
-        return sum(len(entry.service.batcher) for entry in self._entries.values())
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[Service]:
@@ -118,7 +116,7 @@ class Models:
 
     def _make(self, predictors: Mapping[str, Predictor]) -> dict[str, _Entry]:
         return {
-            name: _Entry(Service(name, predictor, self.settings, partial(self.on_batch, name)))
+            name: _Entry(Service(name, predictor, self.settings, partial(self.on_batch, name), self.on_waiting))
             for name, predictor in predictors.items()
         }
 

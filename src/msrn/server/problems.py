@@ -1,9 +1,9 @@
 """Answers that say what was wrong: problem details for HTTP (RFC 9457)."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -35,7 +35,17 @@ class ProblemError(Exception):
     image: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
-    def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
-        problem = Problem(title=self.title, status=self.status, detail=self.detail, image=self.image)
-        return problem.model_dump(exclude_none=True)
+    def response(self) -> JSONResponse:
+        """The answer."""
+        problem = Problem(title=self.title, status=self.status, detail=printable(self.detail), image=self.image)
+        return JSONResponse(problem.model_dump(exclude_none=True), self.status, self.headers, MEDIA_TYPE)
+
+
+def printable(text: str) -> str:
+    r"""Text that UTF-8 can hold: JSON and forms can bring lone surrogates, which it cannot.
+
+    Example:
+        >>> printable("caf\u00e9 \ud800")
+        'café \\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,7 +4,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+
+
+def _example(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
 
 Model = Annotated[str | None, Field(description="A bundle's name; by default the first.", examples=[None])]
 
@@ -24,7 +29,7 @@ class PredictOptions(BaseModel):
 class PredictRequest(PredictOptions):
     """Images in JSON, and what is asked about them."""
 
-    images: list[str] = Field(min_length=1, description="Image files in base64.", examples=[[_PIXEL]])
+    images: list[str] = Field(min_length=1, description="Image files in base64.", examples=[[PIXEL]])
 
 
 class ExplainOptions(BaseModel):
@@ -46,7 +51,7 @@ class ExplainOptions(BaseModel):
 class ExplainRequest(ExplainOptions):
     """An image in JSON, and what is to be explained."""
 
-    images: list[str] = Field(min_length=1, max_length=1, description="One image file in base64.", examples=[[_PIXEL]])
+    images: list[str] = Field(min_length=1, max_length=1, description="One image file in base64.", examples=[[PIXEL]])
 
 
 class ScoredLabel(BaseModel):
@@ -68,6 +73,23 @@ class ImageLabels(BaseModel):
 
 class PredictResponse(BaseModel):
     """Labels of every image, in order."""
+
+    model_config = _example(
+        {
+            "model": "scenes",
+            "predictions": [
+                {
+                    "name": "photo.jpg",
+                    "width": 640,
+                    "height": 480,
+                    "labels": [
+                        {"name": "dog", "probability": 0.93, "threshold": 0.5},
+                        {"name": "ball", "probability": 0.61, "threshold": 0.45},
+                    ],
+                }
+            ],
+        }
+    )
 
     model: str
     predictions: list[ImageLabels]
@@ -95,6 +117,23 @@ class ExplainedLabel(BaseModel):
 class ExplainResponse(BaseModel):
     """Why an image has its labels."""
 
+    model_config = _example(
+        {
+            "model": "scenes",
+            "width": 640,
+            "height": 480,
+            "labels": [
+                {
+                    "name": "dog",
+                    "probability": 0.93,
+                    "logit": 2.59,
+                    "maps": [{"stage": "all", "height": 2, "width": 3, "values": [[0.1, 0.9, 0.2], [0.0, 1.1, 0.3]]}],
+                    "details": {"name": "dog", "probability": 0.93, "logit": 2.59, "peak": [0.5, 0.75]},
+                }
+            ],
+        }
+    )
+
     model: str
     width: int
     height: int
@@ -113,12 +152,37 @@ class Label(BaseModel):
 class LabelsResponse(BaseModel):
     """All labels of a bundle, in the order of the network."""
 
+    model_config = _example(
+        {
+            "model": "scenes",
+            "labels": [
+                {"name": "dog", "threshold": 0.5, "group": 0, "neighbours": ["ball"]},
+                {"name": "ball", "threshold": 0.45, "group": 0, "neighbours": []},
+            ],
+        }
+    )
+
     model: str
     labels: list[Label]
 
 
 class ModelResponse(BaseModel):
     """What a bundle is."""
+
+    model_config = _example(
+        {
+            "name": "scenes",
+            "architecture": {"name": "msrn", "backbone": "resnet101"},
+            "num_labels": 12,
+            "input_height": 448,
+            "input_width": 448,
+            "training": {"recipe": "scenes"},
+            "can_explain": True,
+            "has_fitted_thresholds": True,
+            "limits": {"images": 32, "image_bytes": 20000000, "pixels": 50000000, "seconds": 30},
+            "models": ["scenes", "pets"],
+        }
+    )
 
     name: str
     architecture: dict[str, Any]
@@ -134,5 +198,7 @@ class ModelResponse(BaseModel):
 
 class Health(BaseModel):
     """Whether the server is there."""
+
+    model_config = _example({"status": "ok"})
 
     status: str

@@ -57,6 +57,7 @@ class Service:
         predictor: What predicts.
         settings: The limits.
         on_batch: Called with the number of images of each batch.
+        on_waiting: Called with how many more images wait than before, or fewer.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Service:
         predictor: Predictor,
         settings: ServerSettings,
         on_batch: Callable[[int], None] = lambda size: None,
+        on_waiting: Callable[[int], None] = lambda change: None,
     ) -> None:
         self.name = name
         self.predictor = predictor
@@ -81,9 +83,14 @@ class Service:
             max_waiting=settings.max_waiting,
             num_streams=num_streams,
             on_batch=on_batch,
+            on_waiting=on_waiting,
         )
         self.explainer: Batcher[_Question, Explanation] = Batcher(
-            self._explain, self._network, max_batch=1, max_waiting=settings.max_waiting
+            self._explain,
+            self._network,
+            max_batch=1,
+            max_waiting=settings.max_waiting,
+            on_waiting=on_waiting,
         )
         self._num_reading = 0
 

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from msrn.errors import MSRNError
+
+_MOST_PIXELS = 178_000_000  # Pillow refuses more itself
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -11,13 +15,16 @@ class ServerSettings:
         max_images: Most images of a request.
         max_image_bytes: Largest image file, in bytes.
         max_request_bytes: Largest request, in bytes.
-        max_pixels: Most pixels of an image.
+        max_pixels: Most pixels of an image, up to 178 million.
         max_waiting: Most images that wait for the network.
         max_requests_of_client: Most requests of one client (address) at a time.
         batch_size: Most images a pass through the network.
         num_streams: Batches that go through the network at a time; by default one on a GPU, and up to four on processors.
         timeout: Seconds after which a request is given up.
-        api_key: What callers of `/v1` have to know, or None.
+        api_key: What callers of `/v1` and `/metrics` have to know, or None.
+
+    Raises:
+        MSRNError: Pillow would refuse so many pixels, or headers cannot hold the key.
     """
 
     max_images: int = 32
@@ -30,3 +37,16 @@ class ServerSettings:
     num_streams: int | None = None
     timeout: float = 30.0
     api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_pixels > _MOST_PIXELS:
+            raise MSRNError(
+                f"an image may have up to {_MOST_PIXELS:,} pixels, got a limit of {self.max_pixels:,}. "
+                f"Give --max-megapixels {_MOST_PIXELS // 1_000_000} or less."
+            )
+        key = self.api_key
+        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip() != ""):
+            raise MSRNError(
+                "an API key is sent in a header, so it is made of printable ASCII characters without spaces around it. "
+                "Give another, such as that of: openssl rand -hex 16."
+            )

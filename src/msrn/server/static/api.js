@@ -9,6 +9,11 @@ export class Problem extends Error {
   }
 }
 
+export const hasKey = () => key !== "";
+
+// A header holds nothing but ASCII.
+export const canBeKey = (value) => /^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$/.test(value);
+
 export function useKey(value) {
   key = value;
   sessionStorage.setItem("key", value);
@@ -32,15 +37,14 @@ const of = (model) => `?${new URLSearchParams({ model })}`;
 export const getModel = (model) => call(`v1/model${model ? of(model) : ""}`);
 export const getLabels = (model) => call(`v1/labels${of(model)}`);
 
-// All labels of one photo. A busy server is asked again, a little later each time.
-export async function predict(file, model) {
+// A busy server is asked again, a little later each time.
+async function send(path, file, fields) {
+  const body = new FormData();
+  body.append("images", file, file.name);
+  for (const [name, value] of Object.entries(fields)) body.append(name, value);
   for (let attempt = 1; ; attempt += 1) {
-    const form = new FormData();
-    form.append("images", file, file.name);
-    form.append("threshold", "0");
-    form.append("model", model);
     try {
-      return (await call("v1/predict", { method: "POST", body: form })).predictions[0];
+      return await call(path, { method: "POST", body });
     } catch (error) {
       if (![429, 503].includes(error.status) || attempt === 6) throw error;
       await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** attempt));
@@ -48,10 +52,7 @@ export async function predict(file, model) {
   }
 }
 
-export async function explain(file, label, model) {
-  const form = new FormData();
-  form.append("images", file, file.name);
-  form.append("labels", label);
-  form.append("model", model);
-  return (await call("v1/explain", { method: "POST", body: form })).labels[0];
-}
+// All labels of one photo.
+export const predict = async (file, model) => (await send("v1/predict", file, { threshold: "0", model })).predictions[0];
+
+export const explain = async (file, label, model) => (await send("v1/explain", file, { labels: label, model })).labels[0];

@@ -1,4 +1,5 @@
-// Results as files. The JSON is as the server answers; the CSV has a line for each label of each photo.
+// Results as files: of each photo the labels that are kept, with what kept them. `threshold` is the label's own,
+// `applied_threshold` what the strictness makes of it. The CSV has a line for each label of each photo.
 
 function cell(value) {
   let text = String(value);
@@ -8,11 +9,11 @@ function cell(value) {
 }
 
 export function toCsv(rows) {
-  const lines = [["photo", "label", "probability", "error"]];
+  const lines = [["photo", "label", "probability", "threshold", "applied_threshold", "strictness", "model", "error"]];
   for (const row of rows) {
-    if (row.error) lines.push([row.name, "", "", row.error]);
-    else if (!row.labels.length) lines.push([row.name, "", "", ""]);
-    for (const label of row.labels) lines.push([row.name, label.name, label.probability, ""]);
+    const add = (...label) => lines.push([row.name, ...label, row.strictness, row.model, row.error ?? ""]);
+    if (!row.labels.length) add("", "", "", "");
+    for (const label of row.labels) add(label.name, label.probability, label.threshold, label.applied_threshold);
   }
   return lines.map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
 }

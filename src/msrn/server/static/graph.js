@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 // Okabe and Ito's colours, which colour-blind people can tell apart; groups beyond eight share them, and names say which.
 const COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"];
 const MANY = 100;
+const TARGET = 24; // least size of what a finger has to hit, in CSS pixels
 
 function make(name, attributes, parent) {
   const element = document.createElementNS(SVG, name);
@@ -13,12 +14,13 @@ function make(name, attributes, parent) {
 }
 
 export class LabelGraph {
-  // `onChoose` is called with the name of a label that was clicked.
+  // `onChoose` is called with the name of a label that was clicked, or null where it was chosen before.
   constructor(box, text, labels, onChoose) {
     this.text = text;
     this.labels = labels;
     this.nodes = new Map();
     this.edges = [];
+    this.chosen = null;
     const order = [...labels].sort((a, b) => (a.group ?? -1) - (b.group ?? -1) || a.name.localeCompare(b.name));
     const count = order.length;
     const radius = Math.max(150, Math.min(900, (count * 15) / (2 * Math.PI)));
@@ -26,6 +28,8 @@ export class LabelGraph {
     const side = 2 * (radius + margin);
     const svg = make("svg", { viewBox: `${-side / 2} ${-side / 2} ${side} ${side}`, role: "group", "aria-label": "Label graph" });
     svg.classList.toggle("dense", count > MANY);
+    const spacing = (2 * Math.PI * radius) / count;
+    svg.style.setProperty("--touchable", `${Math.ceil((TARGET * side) / spacing)}px`);
     box.classList.toggle("many", count > MANY);
     const places = new Map(order.map((label, index) => [label.name, (2 * Math.PI * index) / count - Math.PI / 2]));
     const edges = make("g", { "aria-hidden": "true" }, svg);
@@ -38,24 +42,43 @@ export class LabelGraph {
     }
     for (const label of order) {
       const angle = places.get(label.name);
-      const node = make("g", { class: "node", tabindex: "0", role: "button", "aria-pressed": "false" }, svg);
-      make("circle", { cx: radius * Math.cos(angle), cy: radius * Math.sin(angle), r: count > MANY ? 6 : 8, fill: this.colour(label) }, node);
+      const node = make("g", { class: "node", tabindex: "-1", role: "button", "aria-pressed": "false" }, svg);
+      const centre = { cx: radius * Math.cos(angle), cy: radius * Math.sin(angle) };
+      make("circle", { ...centre, r: Math.min(spacing / 2, 1.5 * TARGET), class: "target" }, node);
+      make("circle", { ...centre, r: count > MANY ? 6 : 8, fill: this.colour(label) }, node);
       const isLeft = Math.cos(angle) < 0;
       const degrees = (angle * 180) / Math.PI + (isLeft ? 180 : 0);
       const distance = (radius + 14) * (isLeft ? -1 : 1);
       make("text", { transform: `rotate(${degrees}) translate(${distance} 0)`, "dominant-baseline": "middle", "text-anchor": isLeft ? "end" : "start", "font-size": "13" }, node).textContent = label.name;
       node.setAttribute("aria-label", label.group === null ? label.name : `${label.name}, group ${label.group}`);
-      const choose = () => onChoose(label.name);
+      const choose = () => {
+        onChoose(label.name === this.chosen ? null : label.name);
+        node.scrollIntoView({ block: "nearest", inline: "nearest" });
+      };
       node.addEventListener("click", choose);
+      node.addEventListener("focus", () => this.stopAt(node));
       node.addEventListener("keydown", (event) => {
-        if (event.key !== "Enter" && event.key !== " ") return;
+        const others = [...this.nodes.values()];
+        const index = others.indexOf(node);
+        const key = event.key;
+        if (key === "Enter" || key === " ") choose();
+        else if (key === "ArrowRight" || key === "ArrowDown") others[(index + 1) % count].focus();
+        else if (key === "ArrowLeft" || key === "ArrowUp") others.at(index - 1).focus();
+        else if (key === "Home") others[0].focus();
+        else if (key === "End") others.at(-1).focus();
+        else return;
         event.preventDefault();
-        choose();
       });
       this.nodes.set(label.name, node);
     }
+    this.stopAt(this.nodes.get(order[0].name));
     box.replaceChildren(svg);
     this.show(null);
+  }
+
+  // The graph is one stop of the Tab key; arrows lead around it.
+  stopAt(node) {
+    for (const other of this.nodes.values()) other.setAttribute("tabindex", other === node ? "0" : "-1");
   }
 
   colour(label) {
@@ -64,6 +87,7 @@ export class LabelGraph {
 
   show(name) {
     const label = this.labels.find((own) => own.name === name);
+    this.chosen = label ? name : null;
     const followed = new Set(label?.neighbours ?? []);
     const followers = new Set(this.labels.filter((own) => own.neighbours.includes(name)).map((own) => own.name));
     for (const [other, node] of this.nodes) {

@@ -1,6 +1,6 @@
 // The page: photos in, labels out.
 
-import { getLabels, getModel, predict, useKey } from "./api.js";
+import { canBeKey, getLabels, getModel, hasKey, predict, useKey } from "./api.js";
 import { save, toCsv } from "./download.js";
 import { LabelGraph } from "./graph.js";
 import { Result } from "./results.js";
@@ -32,9 +32,10 @@ async function start(name = null) {
     say("");
   } catch (error) {
     model = null;
-    at("key-form").hidden = error.status !== 401;
-    if (error.status === 401) at("key").focus();
-    say(error.message);
+    if (error.status !== 401) return say(error.message);
+    at("key-form").hidden = false;
+    at("key").focus();
+    say(hasKey() ? "The key is wrong." : error.message);
   }
 }
 
@@ -48,16 +49,19 @@ function showGraph(labels) {
 }
 
 async function addFiles(files) {
-  const photos = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
+  const isPhoto = (file) => file.type.startsWith("image/") || !file.type;
+  const photos = [...files].filter(isPhoto);
+  const others = [...files].filter((file) => !isPhoto(file)).map((file) => file.name);
   if (!photos.length) return say("Nothing there is an image. Choose JPEG, PNG, WebP or GIF files.");
   if (!model) return say("The server has not answered yet.");
-  const added = photos.map((file) => new Result(file, model.name, model.can_explain, (_, name) => graph?.show(name)));
+  const added = photos.map((file) => new Result(file, model.name, model.can_explain, chosen));
   for (const result of added) {
     results.push(result);
     at("results").append(result.element);
   }
   at("controls").hidden = false;
   let done = 0;
+  let failed = 0;
   const waiting = [...added];
   const work = async () => {
     for (let result = waiting.shift(); result; result = waiting.shift()) {
@@ -66,20 +70,31 @@ async function addFiles(files) {
         result.show(strictness());
       } catch (error) {
         result.fail(error);
+        failed += 1;
       }
       done += 1;
-      say(`${done} of ${added.length} photos done.`);
+      const parts = [`${done} of ${added.length} photos done.`];
+      if (failed) parts.push(`${failed} failed.`);
+      if (others.length) parts.push(`No images: ${others.join(", ")}.`);
+      say(parts.join(" "));
     }
   };
   await Promise.all(Array.from({ length: AT_A_TIME }, work));
 }
 
+// The graph is that of the bundle chosen now; a photo may have labels of another one.
+function chosen(result, name) {
+  graph?.show(result.model === model?.name ? name : null);
+}
+
 function showStrictness() {
-  at("strictness-value").textContent = strictnessWords(strictness());
+  const words = strictnessWords(strictness());
+  at("strictness-value").textContent = words;
+  at("strictness").setAttribute("aria-valuetext", words);
   for (const result of results) if (result.labels.length) result.show(strictness());
 }
 
-const rows = () => results.map((own) => ({ name: own.name, model: own.model, error: own.error, labels: own.kept(strictness()) }));
+const rows = () => results.map((own) => own.row(strictness()));
 
 at("files").addEventListener("change", (event) => {
   addFiles(event.target.files);
@@ -105,10 +120,15 @@ at("clear").addEventListener("click", () => {
   say("");
   at("files").focus();
 });
-at("model").addEventListener("change", (event) => start(event.target.value));
+at("model").addEventListener("change", (event) => {
+  for (const result of results) if (result.chosen) result.choose(null);
+  start(event.target.value);
+});
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(at("key").value);
+  const given = at("key").value.trim();
+  if (!canBeKey(given)) return say("The key is wrong: keys are made of ASCII characters.");
+  useKey(given);
   start();
 });
 

@@ -28,6 +28,7 @@ export class Result {
     const picture = this.part("img");
     picture.src = URL.createObjectURL(file);
     picture.alt = this.name;
+    picture.addEventListener("load", () => this.part(".layers").style.setProperty("--ratio", picture.naturalWidth / picture.naturalHeight));
     this.part(".more").addEventListener("click", () => {
       this.isOpen = !this.isOpen;
       this.show(this.strictness);
@@ -40,9 +41,13 @@ export class Result {
 
   fail(error) {
     this.error = error.message;
+    this.tell(error);
+    this.part(".photo").hidden = error.status === 415;
+  }
+
+  tell(error) {
     this.part(".error").textContent = error.message;
     this.part(".error").hidden = false;
-    this.part(".photo").hidden = error.status === 415;
   }
 
   setLabels(labels) {
@@ -53,6 +58,12 @@ export class Result {
     return this.labels.filter((label) => label.probability >= thresholdAt(strictness, label.threshold));
   }
 
+  // What a download has of it.
+  row(strictness) {
+    const labels = this.kept(strictness).map((own) => ({ ...own, applied_threshold: thresholdAt(strictness, own.threshold) }));
+    return { name: this.name, model: this.model, strictness, error: this.error, labels };
+  }
+
   show(strictness) {
     this.strictness = strictness;
     const kept = new Set(this.kept(strictness));
@@ -60,7 +71,7 @@ export class Result {
     const shown = this.labels.filter((label) => kept.has(label) || this.isOpen || label.name === this.chosen || (below += 1) <= NUM_BELOW);
     const focused = document.activeElement?.dataset?.label;
     const hadFocus = this.element.contains(document.activeElement);
-    this.part(".labels").replaceChildren(...shown.map((label) => this.row(label, kept.has(label), strictness)));
+    this.part(".labels").replaceChildren(...shown.map((label) => this.line(label, kept.has(label), strictness)));
     if (hadFocus && focused) this.part(`[data-label="${CSS.escape(focused)}"]`)?.focus();
     const more = this.part(".more");
     const left = this.labels.length - shown.length;
@@ -69,7 +80,7 @@ export class Result {
     more.setAttribute("aria-expanded", String(this.isOpen));
   }
 
-  row(label, isKept, strictness) {
+  line(label, isKept, strictness) {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
@@ -103,20 +114,20 @@ export class Result {
     this.onChoose(this, name);
     const stages = this.part(".stages");
     if (!name || !this.canExplain) {
+      this.part(".busy").hidden = true;
       stages.hidden = true;
       clear(this.part("canvas"));
       return;
     }
-    this.element.setAttribute("aria-busy", "true");
+    this.part(".error").hidden = true;
+    this.part(".busy").hidden = false;
     try {
       if (!this.explained.has(name)) this.explained.set(name, await explain(this.file, name, this.model));
-      this.part(".error").hidden = true;
       if (this.chosen === name) this.showMaps(this.explained.get(name));
     } catch (error) {
-      this.part(".error").textContent = error.message;
-      this.part(".error").hidden = false;
+      if (this.chosen === name) this.tell(error);
     } finally {
-      this.element.removeAttribute("aria-busy");
+      if (this.chosen === name) this.part(".busy").hidden = true;
     }
   }
 
