@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= msrn-demo
 
-.PHONY: demo test test-slow faults fuzz lint types check clean help
+.PHONY: demo test test-slow faults fuzz lock audit licenses sbom lint types check clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,19 @@ faults: $(VENV)/.dev  ## Inject every fault of docs/reliability.md and print wha
 fuzz: $(VENV)/.dev  ## Give every reader half a million inputs (hours).
 	$(BIN)/python -m pip install -q -c constraints.txt atheris
 	$(BIN)/python tests/fuzz/long_run.py
+
+lock: $(VENV)/.dev  ## Write requirements.lock: every package with its version and the SHA-256 of its file.
+	$(BIN)/python -m pip install -q --dry-run --ignore-installed --report $(VENV)/report.json -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python tools/lock.py $(VENV)/report.json > requirements.lock
+
+audit: $(VENV)/.audit  ## Look for known vulnerabilities of the locked packages (needs the network).
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+
+licenses: $(VENV)/.audit  ## List the licence of every installed package.
+	@$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order=license --format=markdown --with-urls
+
+sbom: $(VENV)/.audit  ## Write sbom.json, a bill of materials (CycloneDX).
+	$(VENV)/audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o sbom.json
 
 lint: $(VENV)/.dev  ## Check style.
 	$(BIN)/ruff check .
@@ -48,3 +61,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.audit: | $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install -q pip-audit==2.10.1 cyclonedx-bom==7.5.0 pip-licenses==5.5.5
+	@touch $@

@@ -108,3 +108,18 @@ def test_tables_of_results_are_those_of_the_json_files():
 def test_the_recipe_reference_is_that_of_the_program():
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert page == recipe_reference(), "run: python -m msrn.recipes.reference > docs/recipes.md"
+
+
+def test_every_fault_has_a_row_and_every_row_a_test() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| (.+?) \| .+ \| `(\S+?)::(\w+)` \|$", page, flags=re.MULTILINE))
+    marks = {
+        (title, str(path.relative_to(ROOT / "tests")), name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for title, name in re.findall(
+            r'@pytest\.mark\.fault\(\s*"([^"]+)",?\s*\)\n(?:@.+\n|(?: .+|\))\n)*def (\w+)\(',
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    assert rows == marks
+    assert len(rows) == page.count("::")
