@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor
 
 EPILOG = """Examples:
@@ -38,9 +39,6 @@ def groups(
 
     A label belongs to all groups, in shares that sum to 1; it is listed with the one that has most of it.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     from msrn.bundle import HUB_PREFIX, find_bundle, load_bundle
     from msrn.cli.output import check_outputs, check_outside, make_console, tell_undrawable
     from msrn.errors import ModelError
@@ -72,7 +70,23 @@ def groups(
             }
         )
     console = make_console(json_file)
-    counts = (_count(assignment.shape[1], "group"), _count(len(loaded.label_names), "label"))
+    console.print(_table(listed))
+    if (remark := _remark(assignment)) is not None:
+        console.print(remark, highlight=False)
+    if picture is not None:
+        save_label_graph(loaded.label_graph, picture, groups=strongest.numpy())
+        console.print(f"picture: {picture}", markup=False, highlight=False, soft_wrap=True)
+        tell_undrawable(console, loaded.label_names)
+    if json_file is not None:
+        write_json(json_file, {"labels": list(loaded.label_names), "groups": listed, "assignment": assignment.tolist()})
+
+
+def _table(listed: list[dict[str, Any]]) -> "Table":
+    """The largest groups and the labels that are most in them."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    counts = (_count(len(listed), "group"), _count(sum(len(row["labels"]) for row in listed), "label"))
     table = Table(title=" of ".join(counts), title_justify="left")
     for name in ("group", "of all, %", "labels, with their share in the group, %"):
         table.add_column(name, justify="left" if name.startswith("labels") else "right")
@@ -92,15 +106,7 @@ def groups(
         rest.append(f"{_count(len(listed) - len(used), 'group')} in which no label has most of itself")
     if rest:
         table.caption = f"and {'; '.join(rest)}"
-    console.print(table)
-    if (remark := _remark(assignment)) is not None:
-        console.print(remark, highlight=False)
-    if picture is not None:
-        save_label_graph(loaded.label_graph, picture, groups=strongest.numpy())
-        console.print(f"picture: {picture}", markup=False, highlight=False, soft_wrap=True)
-        tell_undrawable(console, loaded.label_names)
-    if json_file is not None:
-        write_json(json_file, {"labels": list(loaded.label_names), "groups": listed, "assignment": assignment.tolist()})
+    return table
 
 
 def _count(number: int, what: str) -> str:
