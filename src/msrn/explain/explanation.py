@@ -292,7 +292,7 @@ class Explanation:
         if self.related_edges is None:
             title = "related labels: left out"
         elif not strong:
-            title = f"related labels: none adds {LEAST_EFFECT} or more"
+            title = f"related labels: none moves the logit by {LEAST_EFFECT}"
         _bars(right, title, [(row["label"], row["effect"]) for row in strong])
         return figure
 
