@@ -108,6 +108,15 @@ def check_can_write(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise MSRNError(f"{option} {path} is a folder. Give the name of a file.")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file or folder that could not be put where it shall be.
+
+    Raises:
+        MSRNError: The folder it lies in cannot be made or written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 from msrn.bundle import Bundle, save_bundle
 from msrn.data.transforms import Preprocessing
 from msrn.labels import LabelGraph
-from msrn.models import build_msrn
+from msrn.metrics.calibration import ScaledLogits
+from msrn.models import PUBLISHED, build_msrn
 
 TINY: dict[str, Any] = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 16, 16]}, "dim": 8}
 
@@ -96,3 +98,89 @@ def test_problems_are_named(capsys: pytest.CaptureFixture[str], folder: Path, tm
     assert (code, "Do you mean 'cat'?" in err) == (1, True)
     code, _, err = run(capsys, "explain", folder / "bundle", tmp_path / "photos" / "mine.jpg")
     assert (code, "mine.jpg" in err) == (1, True)
+
+
+def test_where_no_image_can_be_read_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    out, numbers = tmp_path / "gallery", tmp_path / "all.json"
+    command = ["explain", folder / "bundle", "--out", out, "--json", numbers]
+    out.mkdir()
+    (out / "index.html").write_text('<meta name="generator" content="msrn">')
+    numbers.write_text('[{"path": "a.jpg"}]')
+    before = {path: path.read_bytes() for path in (out / "index.html", numbers)}
+    code, _, err = run(capsys, *command, tmp_path / "no.jpg", tmp_path / "none.jpg")
+    assert (code, "2 of 2 images could not be read; nothing was written" in err, "others" in err) == (1, True, False)
+    assert {path: path.read_bytes() for path in (*out.iterdir(), numbers)} == before
+    assert run(capsys, *command[:2], "--out", tmp_path / "new", tmp_path / "no.jpg", tmp_path / "none.jpg")[0] == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_places_that_cannot_be_written_are_refused_first(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    shutil.copy(folder / "photo.png", tmp_path / "photo.png")
+    command = ["explain", folder / "bundle", tmp_path / "photo.png"]
+    for options, message in (
+        (["--out", tmp_path / "file" / "why"], "cannot be written"),
+        (["--out", folder / "bundle" / "why"], "is in the bundle, which holds nothing else"),
+        (["--json", folder / "bundle" / "why.json"], "is in the bundle, which holds nothing else"),
+        (
+            ["--out", tmp_path / "why", "--json", tmp_path / "why" / "all.json"],
+            "is in --out, which is replaced as a whole",
+        ),
+        (["--json", tmp_path / "photo.png"], "exists and is not what msrn writes"),
+    ):
+        code, shown, err = run(capsys, *command, *options)
+        assert (code, shown, message in err) == (1, "", True), (options, err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photo.png"]
+    assert not (folder / "bundle" / "why").exists()
+
+
+def test_related_labels_may_be_left_out(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    command = ["explain", folder / "bundle", folder / "photo.png", "--json", "-"]
+    for options, is_asked in (([], True), (["--no-related"], False)):
+        related = [row["related"] for row in json.loads(run(capsys, *command, *options)[1])["labels"]]
+        assert [own is not None for own in related] == [is_asked] * 3
+
+
+def test_labels_of_any_name(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    names = ["salt, pepper", "fork", "船" * 5, "new\nline", "long " * 60, "pepper"]
+    graph = LabelGraph.from_target((torch.rand(40, 6, generator=torch.manual_seed(0)) < 0.5).int(), names)
+    bundle = Bundle(build_msrn(graph, **TINY), graph, {"name": "msrn", **TINY}, Preprocessing((64, 64)))
+    bundle = save_bundle(bundle, tmp_path / "bundle")
+    command = ["explain", bundle, folder / "photo.png", "--no-related", "--json", "-"]
+    code, out, _ = run(capsys, *command, "--labels", "salt, pepper", "--labels", "fork,pepper")
+    assert (code, [row["name"] for row in json.loads(out)["labels"]]) == (0, ["salt, pepper", "fork", "pepper"])
+    # Warnings of matplotlib are errors here.
+    options = ["--labels", names[2], "--labels", names[3], "--labels", names[4]]
+    code, out, err = run(capsys, *command[:-2], *options, "--out", tmp_path / "why")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["船船船船船", "new", "long", "pictures:", "note:"]
+    assert "no font here has 船; pictures show a box for each" in lines[-1]
+    assert len(list((tmp_path / "why").glob("*.png"))) == 3
+
+
+def test_a_joint_classifier_and_a_calibration_are_named(
+    capsys: pytest.CaptureFixture[str], folder: Path, label_graph: LabelGraph, tmp_path: Path
+) -> None:
+    options = {**PUBLISHED, **TINY, "classifier_dim": 8}
+    calibration = ScaledLogits((2.0,) * 6, (3.0,) * 6, "platt")
+    model = build_msrn(label_graph, **options)
+    bundle = Bundle(model, label_graph, {"name": "msrn", **options}, Preprocessing((64, 64)), calibration=calibration)
+    command = ["explain", save_bundle(bundle, tmp_path / "bundle"), *[folder / "photo.png"] * 2, "--no-related"]
+    command += ["--labels", "cat", "--out", tmp_path / "why"]
+    code, out, err = run(capsys, *command)
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("cat"))
+    assert re.match(
+        r"cat \d+ % after calibration: most at .* logit .* \(an approximation: the classifier is not linear\)", line
+    )
+    report = json.loads((tmp_path / "why" / "001" / "explanation.json").read_text())
+    said = (report["is_exact"], report["note"], report["is_calibrated"])
+    assert said == (False, "an approximation: the classifier is not linear", True)
+    page = (tmp_path / "why" / "index.html").read_text()
+    assert page.count("What adds up is an approximation: the classifier is not linear") == 2
+    assert page.count("% after calibration") == 2

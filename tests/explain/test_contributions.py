@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from msrn.explain import explain_logits
 from msrn.labels import LabelGraph
@@ -20,6 +22,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one stage": {"num_stages": 1},
     "attention a label": {"attention": "label"},
     "unbounded": {"bound": None, "normalize": False},
+    "MobileNetV2": {
+        "backbone": "mobilenetv2_035",
+        "backbone_options": {},
+        "keep_last_layers": True,
+    },
+    "Swin": {
+        "backbone": "swin_tiny_patch4_window7_224",
+        "backbone_options": {
+            "embed_dim": 8,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 1, 2, 2],
+            "window_size": 2,
+            "img_size": 64,
+        },
+    },
+    "DINOv2": {
+        "backbone": "vit_small_patch14_dinov2",
+        "backbone_options": {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 64, "patch_size": 16},
+    },
     "transformer": {
         "backbone": "vit_tiny_patch16_224",
         "backbone_options": {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 64},
@@ -34,6 +55,19 @@ def make(label_graph: LabelGraph, **options: Any) -> MSRN:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that was made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.numbers = max(
+            self.numbers, *(own.numel() for own in tree_leaves(made) if isinstance(own, torch.Tensor)), 0
+        )
+        return made
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -113,6 +147,21 @@ def test_the_joint_classifiers_shares_are_those_of_a_plain_loop(label_graph: Lab
             own += float(classifier.fc2.weight[5, unit]) * side * float((weight * features[5].tanh()).sum())
     assert float(sum(part[0, 1].sum() for part in found.own)) == pytest.approx(own, rel=1e-3, abs=1e-4)
     assert any(float(part.abs().max()) > 0 for part in found.by_others)
+
+
+def test_the_joint_classifiers_slopes_are_never_whole(label_graph: LabelGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(label_graph, **{**PUBLISHED, **TINY, "dim": 32, "classifier_dim": 2})
+    images = torch.randn(3, 3, 32, 32)
+    explain_logits(model, images, [0])  # measures where cells are
+    monkeypatch.setattr("msrn.explain.shares.BLOCK_SIZE", 1)
+    with torch.no_grad():
+        maps = model.backbone(images)
+        logits = model.head(maps)
+        with Largest() as largest:
+            explain_logits(model, images, range(6), feature_maps=maps, logits=logits)
+    embeddings = model.embed()
+    features = len(embeddings.label_embeddings) + len(embeddings.group_embeddings)
+    assert largest.numbers < 3 * 6 * features * 3 * 32  # images x labels x all labels and groups x channels
 
 
 def test_maps_of_groups_add_up_to_the_groups(label_graph: LabelGraph) -> None:

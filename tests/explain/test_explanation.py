@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from msrn.bundle import Bundle
 from msrn.data.transforms import Preprocessing
 from msrn.errors import LabelMismatchError, ModelError, MSRNError, UnreadableImageError
+from msrn.explain import Related
 from msrn.labels import LabelGraph
 from msrn.metrics.calibration import ScaledLogits
 from msrn.models import build_msrn, build_pooled
@@ -86,6 +88,45 @@ def test_maps_have_the_proportions_of_the_image(predictor: Predictor, photo: Pat
     across, down = found.to_dict()["labels"][0]["peak"]
     assert abs(across - (column + 0.5) / 64) <= 1 / 64
     assert abs(down - (row + 0.5) / 38) <= 1 / 38
+
+
+def test_maps_of_a_few_labels_at_any_size(predictor: Predictor) -> None:
+    found = predictor.explain(Image.new("RGB", (900, 600)), ["cat", "dog", "boat"], with_related=False)
+    assert found.stage_maps("dog").shape == (3, 600, 900)
+    torch.testing.assert_close(found.stage_maps("dog", 341, 512), found.heatmaps[:, 1])
+    torch.testing.assert_close(found.heatmaps_at(30, 40, ["boat", "cat"]), found.heatmaps_at(30, 40)[[2, 0]])
+    with pytest.raises(ValueError, match="'tree' was not explained"):
+        found.stage_maps("tree")
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 3000), (4000, 3)])
+def test_pictures_of_extreme_proportions_are_bounded(predictor: Predictor, width: int, height: int) -> None:
+    figure = predictor.explain(Image.new("RGB", (width, height), "red"), "cat", with_related=False).plot()
+    assert max(figure.get_size_inches()) < 20
+    figure.canvas.draw()
+    panel = figure.axes[0].get_window_extent()
+    assert min(panel.width, panel.height) > 30  # pixels: it can be seen
+
+
+def test_rounding_is_no_effect_in_pictures(predictor: Predictor, photo: Path) -> None:
+    found = predictor.explain(photo, "cat")
+    for effect, texts in ((1e-6, []), (0.006, ["dog"])):
+        edge = Related(found.parts.labels[0], found.label_names.index("dog"), torch.tensor([effect]))
+        axes = replace(found, related_edges=(edge,)).plot().axes[-1]
+        assert [text.get_text() for text in axes.get_yticklabels()] == texts
+        assert max(axes.get_xlim()) >= 0.05
+    assert axes.get_title() == "related labels: what their edge adds to the logit"
+    assert replace(found, related_edges=None).plot().axes[-1].get_title() == "related labels: left out"
+
+
+def test_pictures_say_what_is_approximate_and_calibrated(predictor: Predictor, photo: Path) -> None:
+    found = predictor.explain(photo, "cat", with_related=False)
+    assert found.plot().axes[0].get_title().endswith("% after calibration")
+    assert replace(found, is_calibrated=False).plot().axes[0].get_title().endswith("%")
+    for is_exact in (True, False):
+        title = replace(found, parts=replace(found.parts, is_exact=is_exact)).plot().axes[-2].get_title()
+        assert ("an approximation" in title) != is_exact
+        assert f"{float(found.parts.logits[0, 0]):+.2f}" in title
 
 
 def test_many_images_are_explained_as_each_alone(predictor: Predictor, photo: Path) -> None:

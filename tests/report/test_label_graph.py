@@ -1,6 +1,7 @@
 """The picture of the label graph, from one label to a thousand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from msrn.labels import EdgeRule, LabelGraph
 from msrn.report import draw_label_graph, save_label_graph
 from msrn.report.label_graph import _draw
 
-pytest.importorskip("matplotlib")
+FigureCanvasAgg = pytest.importorskip("matplotlib.backends.backend_agg").FigureCanvasAgg
 pytest.importorskip("networkx")
 
 
@@ -27,16 +28,49 @@ def texts_of(graph: LabelGraph) -> tuple[list[str], list[str]]:
     return [text.get_text() for text in figure.axes[0].texts], [text.get_text() for text in figure.texts]
 
 
+def boxes_of(figure: Any) -> np.ndarray:
+    """Left, bottom, right and top of each name, in pixels."""
+    figure.canvas = FigureCanvasAgg(figure)
+    figure.canvas.draw()
+    return np.array([text.get_window_extent().extents for text in figure.axes[0].texts])
+
+
+def assert_no_overlap(figure: Any) -> None:
+    """Neither of names with each other nor with the picture's edge."""
+    boxes = boxes_of(figure)
+    overlap = (boxes[:, None, :2] < boxes[None, :, 2:]).all(-1) & (boxes[None, :, :2] < boxes[:, None, 2:]).all(-1)
+    assert overlap.sum() == len(boxes)  # each with itself
+    assert boxes.min() >= 0
+    assert (boxes[:, 2:].max(axis=0) <= figure.bbox.size).all()
+
+
+@pytest.mark.parametrize(("num_labels", "name"), [(20, "label"), (80, "label"), (80, "a label of a long name")])
+def test_names_do_not_run_into_each_other(num_labels: int, name: str) -> None:
+    figure = _draw(graph_of(num_labels, density=0.1, name=name), np.arange(num_labels) % 7)
+    assert len(figure.axes[0].texts) == num_labels
+    assert_no_overlap(figure)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "new\nline", "船"])
+def test_names_of_any_kind(name: str) -> None:
+    assert draw_label_graph(graph_of(6, name=name)).startswith("<svg")
+    names, _ = texts_of(graph_of(6, name=name))
+    assert all(len(own) <= 28 and "\n" not in own for own in names)
+
+
 @pytest.mark.parametrize("num_labels", [1, 2, 20, 80])
 def test_every_label_of_a_small_graph_is_named(num_labels: int) -> None:
     graph = graph_of(num_labels)
-    assert texts_of(graph) == (list(graph.label_names), [])
+    names, notes = texts_of(graph)
+    assert (sorted(names), notes) == (sorted(graph.label_names), [])
     assert draw_label_graph(graph).startswith("<svg")
 
 
 def test_of_a_thousand_labels_some_are_named() -> None:
-    names, notes = texts_of(graph_of(1000, density=0.01))
+    figure = _draw(graph_of(1000, density=0.01), None)
+    names, notes = figure.axes[0].texts, [text.get_text() for text in figure.texts]
     assert 10 < len(names) <= 70
+    assert_no_overlap(figure)
     assert notes == [f"{len(names)} of 1000 labels named, from those of most edges on"]
 
 

@@ -1,7 +1,7 @@
 """What commands print: tables for people, on standard error where standard output carries JSON."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from msrn.drawing import undrawable_letters
 from msrn.errors import MSRNError
+from msrn.files import check_can_write
 
 if TYPE_CHECKING:
     from msrn.predict import Prediction
@@ -21,7 +23,7 @@ def make_console(json_file: Path | None) -> Console:
 
 
 def check_outputs(source: str | Path, **outputs: Path | None) -> None:
-    """Refuse files to write that are folders, or that exist and are none of ours, before any work is done for them.
+    """Refuse files to write that cannot be, or that exist and are none of ours, before any work is done for them.
 
     What commands wrote before may be written again; photos, tables, annotations and what else lies there may not.
 
@@ -49,6 +51,19 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
             )
     if len(set(given)) < len(given):
         raise MSRNError(f"{' and '.join(outputs)} name the same file. Give each its own.")
+    for option, path in outputs.items():
+        check_can_write(option, path)
+
+
+def check_outside(bundle: Path, **outputs: Path | None) -> None:
+    """Refuse to write into a bundle's folder.
+
+    Raises:
+        MSRNError: The message names the option.
+    """
+    for option, path in outputs.items():
+        if path is not None and path.expanduser().resolve().is_relative_to(bundle.expanduser().resolve()):
+            raise MSRNError(f"{option} {path} is in the bundle, which holds nothing else. Give a place outside of it.")
 
 
 def check_folder(out: Path, is_ours: Callable[[Path], bool]) -> None:
@@ -66,7 +81,7 @@ def _is_ours(path: Path, suffix: str) -> bool:
     with path.open("rb") as file:
         start = file.read(512)
     marks = {
-        ".json": rb'\{\s*"(source|labels|vectors|recipe|bundle)"',
+        ".json": rb'(\[\s*)?\{\s*"(source|labels|vectors|recipe|bundle|path)"',
         ".html": rb'(?s)<!doctype html.*<meta name="generator" content="msrn">',
         ".svg": rb"<svg|<\?xml",
     }
@@ -74,6 +89,18 @@ def _is_ours(path: Path, suffix: str) -> bool:
         return re.match(marks[suffix.lower()], start) is not None
     words = {".png": b"Matplotlib", ".safetensors": b'"vectors"'}
     return start == b"" or words.get(suffix.lower(), b"\0" * 513) in start
+
+
+def tell_undrawable(console: Console, names: Iterable[str]) -> None:
+    """Say which letters of names no font has, if any: pictures have a box for each."""
+    if missing := undrawable_letters(names):
+        console.print(
+            f"note: no font here has {' '.join(missing[:10])}{' and others' if len(missing) > 10 else ''}; pictures show a box "
+            "for each. Install one that has, such as Noto Sans.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def percent(value: float | None) -> str:

@@ -63,7 +63,7 @@ def report(
 
     from msrn.cli.output import check_folder, check_outputs, make_console
     from msrn.errors import MSRNError
-    from msrn.files import check_can_write, write_json
+    from msrn.files import write_json
     from msrn.predict import load, read_labelled
     from msrn.report import Scores, compare_scores, evaluate_scores, read_scores, write_evaluation_page
     from msrn.report.evaluation import in_order, shown_images
@@ -71,7 +71,6 @@ def report(
     if out is None and json_file is None:
         raise MSRNError("a report needs a place: --out FOLDER for the page, --json FILE for the numbers, or both.")
     check_outputs(data, **{"--json": json_file})
-    check_can_write("--json", json_file)
     if out is not None:
         check_folder(out, _is_report)
     options = given(

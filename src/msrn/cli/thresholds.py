@@ -78,7 +78,7 @@ def thresholds(
     from msrn.bundle import reset_decisions, save_bundle, save_decisions
     from msrn.bundle.bundle import check_bundle_folder
     from msrn.cli.output import check_outputs, make_console
-    from msrn.files import check_can_write, write_json
+    from msrn.files import write_json
     from msrn.metrics import Objective
     from msrn.metrics.calibration import METHODS
     from msrn.predict import fit_decisions, load, read_labelled
@@ -110,7 +110,6 @@ def thresholds(
             f"'{calibration}' is none of auto, {', '.join(METHODS)}, none.", param_hint="--calibration"
         )
     check_outputs(data or bundle, **{"--json": json_file})
-    check_can_write("--json", json_file)
     console = make_console(json_file)
     if reset:
         threshold = reset_decisions(bundle)

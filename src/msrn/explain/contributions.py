@@ -88,13 +88,19 @@ class Contributions:
         kinds = [maps for maps in (self.own, self.by_group, self.by_others) if maps]
         return [sum(parts[1:], start=parts[0]) for parts in zip(*kinds, strict=True)]
 
-    def combined(self, size: tuple[int, int]) -> Float[Tensor, "B n H W"]:
-        """All stages and the residual at one size (height, width): what a pixel adds, so that the sum stays about the same."""
+    def combined(self, size: tuple[int, int], columns: Sequence[int] | None = None) -> Float[Tensor, "B n H W"]:
+        """All stages and the residual at one size (height, width): what a pixel adds, so that the sum stays about the same.
+
+        Args:
+            size: Height and width.
+            columns: Which of the labels, by their place in `labels`; all by default.
+        """
         maps = [*self.stage_maps(), *([] if self.residual is None else [self.residual])]
-        total = maps[0].new_zeros(*maps[0].shape[:2], *size)
-        for column in range(maps[0].shape[1]):  # one label at a time
+        chosen = range(len(self.labels)) if columns is None else columns
+        total = maps[0].new_zeros(len(maps[0]), len(chosen), *size)
+        for place, column in enumerate(chosen):  # one label at a time
             for own, shift in zip(maps, self.shifts, strict=False):
-                total[:, [column]] += grow(own[:, [column]], size, shift)
+                total[:, [place]] += grow(own[:, [column]], size, shift)
         return total
 
 
@@ -168,18 +174,22 @@ def explain_logits(
     factor = model.path_weight
     classifier = model.classifier
     membership = label_groups.assignment[chosen]  # (n, G)
-    others: _Slopes | None = None
+    slopes: _GroupSlopes | _JointSlopes
+    others: _JointSlopes | None = None
     if isinstance(classifier, PerLabelClassifier):
         own_slopes = (classifier.scale * classifier.label_weight[chosen]).unsqueeze(0)  # (1, n, S·D)
-        shared = own_slopes if classifier.group_weight is None else classifier.scale * classifier.group_weight[chosen]
-        slopes = _Slopes(shared.reshape(1, len(chosen), 1, -1), membership)
+        shared = (
+            own_slopes[0] if classifier.group_weight is None else classifier.scale * classifier.group_weight[chosen]
+        )
+        slopes = _GroupSlopes(shared, membership)
         constant = classifier.bias[chosen].expand(len(images), -1)
     else:
         pooled = model.attention.attend(projected, label_groups)  # (B, L, S·D), (B, G, S·D)
-        label_slopes, group_slopes, constant = _slopes(classifier, *pooled, chosen)
-        own_slopes = label_slopes[:, range(len(chosen)), chosen]
-        label_slopes[:, range(len(chosen)), chosen] = 0.0  # what is left are others
-        slopes, others = _Slopes(group_slopes), _Slopes(label_slopes)
+        linear = _JointSlopes.of_classifier(classifier, *pooled, chosen)
+        own_slopes = torch.cat([linear.of(label)[:, [row]] for row, label in enumerate(chosen)], dim=1)  # (B, n, S·D)
+        constant = linear.constant(classifier, chosen)
+        num_labels = len(label_groups.label_embeddings)
+        others, slopes = linear.among(slice(num_labels), but=chosen), linear.among(slice(num_labels, None))
     if logits is None:
         logits = model.head(feature_maps, label_groups)
     logits = logits[:, chosen]
@@ -242,7 +252,12 @@ def _own_map(
 
 
 def _shared_maps(
-    values: Float[Tensor, "B D h w"], embeddings: Float[Tensor, "E D"], slopes: "_Slopes", kind: str, *, apart: bool
+    values: Float[Tensor, "B D h w"],
+    embeddings: Float[Tensor, "E D"],
+    slopes: "_GroupSlopes | _JointSlopes",
+    kind: str,
+    *,
+    apart: bool,
 ) -> Float[Tensor, "B n h w"] | Float[Tensor, "B n E h w"]:
     """What each position adds through the attention of all groups (or labels) together, or of each apart."""
     flat = values.flatten(2)
@@ -259,43 +274,108 @@ def _shared_maps(
 
 
 @dataclass(frozen=True)
-class _Slopes:
-    """How much the logit of each row changes with what each group (or label) pools: slopes[b, n, e, d] = share[n, e] · weight.
+class _GroupSlopes:
+    """How much the logit of each row changes with what each group pools: slopes[n, g, d] = share[n, g] · weight[n, d].
 
     Attributes:
-        weight: One for all of them, or one each; of all images, or of each.
-        share: Each row's membership in each group; None where the weight has it.
+        weight: Of the groups' features.
+        share: Each row's membership in each group.
     """
 
-    weight: Float[Tensor, "_ n _ D"]
-    share: Float[Tensor, "n E"] | None = None
+    weight: Float[Tensor, "n D"]
+    share: Float[Tensor, "n G"]
 
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return self.weight.shape[1]
+        return len(self.weight)
 
-    def of(self, index: int) -> Float[Tensor, "_ n D"]:
+    def of(self, index: int) -> Float[Tensor, "1 n D"]:
         """The slopes for one group."""
-        return self.weight[:, :, index] if self.share is None else self.share[:, index, None] * self.weight[:, :, 0]
+        return (self.share[:, index, None] * self.weight).unsqueeze(0)
 
-    def part(self, channels: slice) -> "_Slopes":
+    def part(self, channels: slice) -> "_GroupSlopes":
         """The same for some channels."""
-        return _Slopes(self.weight[..., channels], self.share)
+        return _GroupSlopes(self.weight[:, channels], self.share)
 
-    def mix(self, polynomials: Float[Tensor, "E d M"], channels: Channels) -> Float[Tensor, "_ n d M"]:
+    def mix(self, polynomials: Float[Tensor, "G d M"], channels: Channels) -> Float[Tensor, "1 n d M"]:
         """Sum over groups of slopes · polynomials."""
-        weight = self.weight[..., channels]
-        if self.share is None:
-            return torch.einsum("bned,edm->bndm", weight, polynomials)
-        mixed: Tensor = (self.share @ polynomials.flatten(1)).unflatten(1, polynomials.shape[1:])  # (n, d, M)
-        return weight[:, :, 0, :, None] * mixed
+        mixed = (self.share @ polynomials.flatten(1)).unflatten(1, polynomials.shape[1:])  # (n, d, M)
+        whole: Tensor = (self.weight[:, channels, None] * mixed).unsqueeze(0)
+        return whole
+
+    def pooled(self, features: Float[Tensor, "B G D"]) -> Float[Tensor, "B n G"]:
+        """What each group adds over all positions."""
+        pooled: Tensor = self.share * (self.weight @ features.transpose(1, 2))
+        return pooled
+
+
+@dataclass(frozen=True)
+class _JointSlopes:
+    """The same for what each label or group pools and a joint classifier, which is another linear function for every image.
+
+    slopes[b, n, e, d] = sum over h of by_unit[b, n, h] · weight[h, e, d] · bend[b, e, d], of one e at a time, never of all.
+
+    Attributes:
+        by_unit: What each hidden unit adds to each row's logit, with the slope of its side.
+        weight: From features to hidden units.
+        bend: tanh(features) / features.
+        but: The label whose slopes are 0 for each row; None for none.
+    """
+
+    by_unit: Float[Tensor, "B n H"]
+    weight: Float[Tensor, "H E D"]
+    bend: Float[Tensor, "B E D"]
+    but: list[int] | None = None
+
+    @classmethod
+    def of_classifier(
+        cls, classifier: JointClassifier, label_features: Tensor, group_features: Tensor, labels: list[int]
+    ) -> "_JointSlopes":
+        """For the features of some images, labels first, then groups."""
+        features = torch.cat([label_features, group_features], dim=1).float()  # (B, L + G, S·D)
+        bent = features.tanh()
+        sides = torch.where(classifier.fc1(bent.flatten(1)) > 0, 1.0, classifier.activation.negative_slope)  # (B, H)
+        bend = torch.where(features == 0, 1.0, bent / torch.where(features == 0, 1.0, features))
+        weight = classifier.fc1.weight.unflatten(1, features.shape[1:])
+        return cls(classifier.fc2.weight[labels] * sides[:, None], weight, bend)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.by_unit.shape[1]
+
+    def constant(self, classifier: JointClassifier, labels: list[int]) -> Float[Tensor, "B n"]:
+        """What the biases of both layers add."""
+        added: Tensor = self.by_unit @ classifier.fc1.bias + classifier.fc2.bias[labels]
+        return added
+
+    def among(self, features: slice, *, but: list[int] | None = None) -> "_JointSlopes":
+        """The same for some labels or groups, but for each row one."""
+        return replace(self, weight=self.weight[:, features], bend=self.bend[:, features], but=but)
+
+    def of(self, index: int, channels: Channels = slice(None)) -> Float[Tensor, "B n D"]:
+        """The slopes for one label or group, of all channels or some."""
+        slopes = (self.by_unit @ self.weight[:, index, channels]).mul_(self.bend[:, index, channels].unsqueeze(1))
+        if self.but is not None:
+            slopes[:, [row for row, label in enumerate(self.but) if label == index]] = 0.0
+        return slopes
+
+    def part(self, channels: slice) -> "_JointSlopes":
+        """The same for some channels."""
+        return replace(self, weight=self.weight[..., channels], bend=self.bend[..., channels])
+
+    def mix(self, polynomials: Float[Tensor, "E d M"], channels: Channels) -> Float[Tensor, "B n d M"]:
+        """Sum over labels or groups of slopes · polynomials."""
+        total = polynomials.new_zeros(*self.by_unit.shape[:2], *polynomials.shape[1:])
+        for index, polynomial in enumerate(polynomials):
+            total.addcmul_(self.of(index, channels).unsqueeze(-1), polynomial)
+        return total
 
     def pooled(self, features: Float[Tensor, "B E D"]) -> Float[Tensor, "B n E"]:
-        """What each group adds over all positions."""
-        if self.share is None:
-            return torch.einsum("bned,bed->bne", self.weight, features)
-        return self.share * (self.weight[:, :, 0] @ features.transpose(1, 2))
+        """What each adds over all positions."""
+        each = [self.of(index) @ features[:, index, :, None] for index in range(features.shape[1])]
+        return torch.cat(each, dim=2)
 
 
 def _residual_map(
@@ -319,22 +399,6 @@ def _residual_map(
     attended = scores.flatten(2).softmax(dim=2).unflatten(2, scores.shape[2:])
     mixed: Tensor = ((1 - residual.weight) * share + residual.weight * attended) * scores
     return mixed
-
-
-def _slopes(
-    classifier: JointClassifier, label_features: Tensor, group_features: Tensor, labels: list[int]
-) -> tuple[Float[Tensor, "B n L SD"], Float[Tensor, "B n G SD"], Float[Tensor, "B n"]]:
-    """For each image the linear function of all features that the joint classifier is there: weights and constant."""
-    features = torch.cat([label_features, group_features], dim=1).float()  # (B, L + G, S·D)
-    bent = features.tanh()
-    hidden = classifier.fc1(bent.flatten(1))  # (B, H)
-    sides = torch.where(hidden > 0, 1.0, classifier.activation.negative_slope)
-    weights = classifier.fc2.weight[labels] * sides[:, None]  # (B, n, H)
-    constant = weights @ classifier.fc1.bias + classifier.fc2.bias[labels]
-    share = torch.where(features == 0, 1.0, bent / torch.where(features == 0, 1.0, features))
-    slopes = (weights @ classifier.fc1.weight).unflatten(2, features.shape[1:]) * share[:, None]  # (B, n, L + G, S·D)
-    num_labels = label_features.shape[1]
-    return slopes[:, :, :num_labels].clone(), slopes[:, :, num_labels:], constant
 
 
 def _whole(slopes: Tensor, values: Tensor) -> Tensor:

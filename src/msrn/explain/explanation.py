@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from msrn.drawing import drawn_name, font_families
 from msrn.errors import MissingDependencyError
 from msrn.explain.contributions import Contributions, grow, smooth
 from msrn.explain.related import Related
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 # Heat maps of larger images have this many pixels on the longer side; `heatmaps_at` gives any size.
 _MOST_PIXELS = 512
 _NUM_BARS = 9  # of each chart
+# Related labels that move the logit by less are not worth a word or a bar.
+LEAST_EFFECT = 0.005
+_LEAST_REACH = 0.05  # of the charts, to each side
+_MOST_PROPORTION = 4  # of the sides of pictures; longer images are drawn squeezed
+APPROXIMATION = "an approximation: the classifier is not linear"
 # Blue lowers the score, red raises it; readable with any colour vision.
 _COLOURS = "RdBu_r"
 JSON_FILE = "explanation.json"
@@ -37,8 +43,9 @@ class Explanation:
         label_names: All labels of the model.
         parts: What adds up to the logits, for this image alone.
         probabilities: Of the labels explained, calibrated where the bundle is.
+        is_calibrated: Whether they are, and so others than the sigmoid of the logits.
         membership: How much each label belongs to each group (L, G).
-        related_edges: What the labels that each label attends to do; empty where that was not asked for.
+        related_edges: What the labels that each label attends to do; None where that was not asked for.
     """
 
     image: Image.Image
@@ -46,8 +53,9 @@ class Explanation:
     label_names: tuple[str, ...]
     parts: Contributions
     probabilities: Float[Tensor, " n"]
+    is_calibrated: bool
     membership: Float[Tensor, "L G"]
-    related_edges: tuple[Related, ...]
+    related_edges: tuple[Related, ...] | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -68,19 +76,35 @@ class Explanation:
     def heatmaps(self) -> Float[Tensor, "S n H W"]:
         """What each pixel adds to each label's logit at each stage, finest first.
 
-        In the image's proportions, 512 pixels on the longer side at most.
+        In the image's proportions, 512 pixels on the longer side at most; `stage_maps` has those of one label at any size.
         """
         scale = min(1.0, _MOST_PIXELS / max(self.size))
         height, width = (max(1, round(side * scale)) for side in self.size)
-        return torch.stack([grown[0] for grown in self._grown((height, width))])
+        return self._stages_at((height, width), range(len(self.labels)))
 
-    def heatmaps_at(self, height: int, width: int) -> Float[Tensor, "n H W"]:
-        """All stages and the residual together, at any size."""
-        return self.parts.combined((height, width))[0]
+    def stage_maps(self, label: str, height: int | None = None, width: int | None = None) -> Float[Tensor, "S H W"]:
+        """What each pixel adds to one label's logit at each stage, finest first, in the image's own size or any other.
+
+        Raises:
+            ValueError: The label was not explained.
+        """
+        return self._stages_at((height or self.size[0], width or self.size[1]), [self._column(label)])[:, 0]
+
+    def heatmaps_at(self, height: int, width: int, labels: Sequence[str] | None = None) -> Float[Tensor, "n H W"]:
+        """All stages and the residual together, at any size, of some of the labels explained or of all.
+
+        Raises:
+            ValueError: A label was not explained.
+        """
+        columns = None if labels is None else [self._column(name) for name in labels]
+        return self.parts.combined((height, width), columns)[0]
 
     @property
     def combined(self) -> Float[Tensor, "n H W"]:
-        """What each pixel adds to each label's logit, all stages and the residual together, in the image's own size."""
+        """What each pixel adds to each label's logit, all stages and the residual together, in the image's own size.
+
+        Of many labels of a large image that is much memory, 48 MB for each at 12 megapixels: `heatmaps_at` takes some at a time.
+        """
         return self.heatmaps_at(*self.size)
 
     @property
@@ -130,7 +154,7 @@ class Explanation:
     def related(self) -> dict[str, list[dict[str, Any]]]:
         """For each label what the labels that it attends to do to its logit: `label` and `effect`, the greatest first."""
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.labels}
-        for edge in self.related_edges:
+        for edge in self.related_edges or ():
             found[self.label_names[edge.label]].append(
                 {"label": self.label_names[edge.other], "effect": float(edge.effects[0])}
             )
@@ -138,6 +162,8 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: for each label its probability, logit, and what adds up to it; and the groups.
+
+        `note` says so where the parts are an approximation; `related` is None where it was not asked for.
 
         Peaks are the middles of the regions that add most, in fractions of the image's width and height from its upper left
         corner; `size` is that of a stage's map, height and width in cells.
@@ -179,13 +205,15 @@ class Explanation:
                     "groups": [
                         {key: row[key] for key in ("group", "membership", "contribution")} for row in groups[name]
                     ],
-                    "related": related[name],
+                    "related": None if self.related_edges is None else related[name],
                 }
             )
         return {
             "path": None if self.path is None else str(self.path),
             "size": list(self.size),
             "is_exact": self.parts.is_exact,
+            "note": None if self.parts.is_exact else APPROXIMATION,
+            "is_calibrated": self.is_calibrated,
             "labels": rows,
             "groups": [{"group": group, "labels": labels} for group, labels in enumerate(self._members())],
         }
@@ -194,6 +222,11 @@ class Explanation:
         """The stages' maps by whose attention they are."""
         parts = {"own": self.parts.own, "by_group": self.parts.by_group, "by_others": self.parts.by_others}
         return {name: maps for name, maps in parts.items() if maps}
+
+    def in_percent(self, label: str) -> str:
+        """The probability of a label in words, which say whether it is calibrated."""
+        percent = 100 * float(self.probabilities[self._column(label)])
+        return f"{percent:.0f} %{' after calibration' if self.is_calibrated else ''}"
 
     def plot(self, label: str | None = None) -> "Figure":
         """Draw one label: the image, its combined map, a map a stage and the residual, and what adds up to the logit.
@@ -231,24 +264,36 @@ class Explanation:
             of_group = [grow(own[None, [strongest["group"]]], size, shift)[0, 0] for own, shift in shifted]
             title = f"of this, group {strongest['group']}"
             maps.append((title, strongest["contribution"], torch.stack(of_group).sum(dim=0)))
-        figure = Figure(figsize=(2.5 * (len(maps) + 1), 2.5 * size[0] / size[1] + 2.4), layout="constrained")
-        heights = (2.5 * size[0] / size[1] + 0.4, 2.0)
+        ratio = size[0] / size[1]
+        drawn_ratio = min(max(ratio, 1 / _MOST_PROPORTION), _MOST_PROPORTION)
+        heights = (2.5 * drawn_ratio + 0.6, 2.0)
+        figure = Figure(figsize=(2.5 * (len(maps) + 1), sum(heights)), layout="constrained")
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         panels = above.subplots(1, len(maps) + 1)
-        panels[0].imshow(shown)
-        panels[0].set_title(f"{name} {100 * float(self.probabilities[column]):.0f} %", fontsize=11, parse_math=False)
+        panels[0].imshow(shown, aspect=drawn_ratio / ratio)
+        drawn = drawn_name(name, 24)
+        panels[0].set_title(
+            f"{drawn}\n{self.in_percent(name)}", fontsize=10, parse_math=False, fontfamily=font_families([drawn])
+        )
         for axes, (title, added, heat) in zip(panels[1:], maps, strict=True):
-            axes.imshow(shown.convert("L"), cmap="gray", vmin=-120, vmax=255)
+            axes.imshow(shown.convert("L"), cmap="gray", vmin=-120, vmax=255, aspect=drawn_ratio / ratio)
             most = float(heat.abs().max()) or 1.0  # each map has its own scale; its sum is above it
             opacity = (heat.abs() / most).clamp(0, 1).sqrt().numpy()
-            axes.imshow(heat.numpy(), cmap=_COLOURS, vmin=-most, vmax=most, alpha=0.85 * opacity)
+            colours: dict[str, Any] = {"cmap": _COLOURS, "vmin": -most, "vmax": most, "alpha": 0.85 * opacity}
+            axes.imshow(heat.numpy(), aspect=drawn_ratio / ratio, **colours)
             axes.set_title(f"{title}: {added:+.2f}", fontsize=10)
         for axes in panels:
             axes.set_axis_off()
         left, right = below.subplots(1, 2)
-        _bars(left, "adds to the logit", self._sums(column))
-        effects = [(row["label"], row["effect"]) for row in self.related[name][:_NUM_BARS]]
-        _bars(right, "related labels: what their edge adds", effects)
+        note = "" if self.parts.is_exact else f"\n{APPROXIMATION}"
+        _bars(left, f"adds up to the logit, {float(self.parts.logits[0, column]):+.2f}{note}", self._sums(column))
+        strong = [row for row in self.related[name] if abs(row["effect"]) >= LEAST_EFFECT][:_NUM_BARS]
+        title = "related labels: what their edge adds to the logit"
+        if self.related_edges is None:
+            title = "related labels: left out"
+        elif not strong:
+            title = f"related labels: none moves the logit by {LEAST_EFFECT}"
+        _bars(right, title, [(row["label"], row["effect"]) for row in strong])
         return figure
 
     def save(self, folder: str | Path, *, report: dict[str, Any] | None = None) -> Path:
@@ -272,9 +317,9 @@ class Explanation:
             write_json(temporary / JSON_FILE, self.to_dict() if report is None else report)
         return folder
 
-    def _grown(self, size: tuple[int, int]) -> list[Float[Tensor, "1 n H W"]]:
-        """The map of each stage at one size."""
-        return [grow(own, size, shift) for own, shift in zip(self.parts.stage_maps(), self.parts.shifts, strict=False)]
+    def _stages_at(self, size: tuple[int, int], columns: Sequence[int]) -> Float[Tensor, "S n H W"]:
+        stages = zip(self.parts.stage_maps(), self.parts.shifts, strict=False)
+        return torch.stack([grow(own[:, columns], size, shift)[0] for own, shift in stages])
 
     def _sums(self, column: int) -> list[tuple[str, float]]:
         """The parts of one logit, in words."""
@@ -305,16 +350,15 @@ def _peaks(heats: Float[Tensor, "n H W"]) -> list[list[float]]:
 
 
 def _bars(axes: Any, title: str, values: Sequence[tuple[str, float]]) -> None:
-    names, sizes = [name for name, _ in values], [value for _, value in values]
-    axes.set_title(title if values else f"{title}: none", fontsize=10)
+    names, sizes = [drawn_name(name, 28) for name, _ in values], [value for _, value in values]
+    axes.set_title(title, fontsize=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     colours = ["#b2182b" if value > 0 else "#2166ac" for value in sizes]
     axes.barh(range(len(names)), sizes, color=colours, height=0.7)
+    axes.set_xlim(1.05 * min([-_LEAST_REACH, *sizes]), 1.05 * max([_LEAST_REACH, *sizes]))
     axes.set_ylim(-0.7, max(_NUM_BARS, len(values)) - 0.3)
-    axes.set_yticks(
-        range(len(names)), [name if len(name) < 28 else f"{name[:27]}…" for name in names], fontsize=9, parse_math=False
-    )
+    axes.set_yticks(range(len(names)), names, fontsize=9, parse_math=False, fontfamily=font_families(names))
     axes.invert_yaxis()
     axes.axvline(0, color="#5b6677", linewidth=0.8)
     axes.tick_params(axis="x", labelsize=8)

@@ -178,17 +178,19 @@ class Predictor:
                 one, maps = tensors[index : index + 1], [stage[index : index + 1] for stage in stages]
                 scores = logits[index : index + 1]
                 parts = explain_logits(model, one, own, feature_maps=maps, logits=scores).to("cpu")
-                edges: list[Related] = []
+                edges: tuple[Related, ...] | None = None
                 if with_related:
-                    edges = related_effects(model, one, own, feature_maps=maps, removals=self._removals)
+                    found = related_effects(model, one, own, feature_maps=maps, removals=self._removals)
+                    edges = tuple(replace(edge, effects=edge.effects.cpu()) for edge in found)
                 yield Explanation(
                     rgb,
                     None if isinstance(image, Image.Image) else Path(image),
                     self.label_names,
                     parts,
                     probs[index, own],
+                    self.bundle.calibration is not None,
                     membership,
-                    tuple(replace(edge, effects=edge.effects.cpu()) for edge in edges),
+                    edges,
                 )
 
     def _readable(

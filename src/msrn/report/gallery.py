@@ -3,24 +3,28 @@
 import re
 from collections.abc import Iterable
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from msrn.errors import MissingDependencyError, MSRNError
 from msrn.explain import Explanation
 from msrn.explain.explanation import JSON_FILE
-from msrn.files import replace_folder, write_text
+from msrn.files import check_parent, replace_folder, write_text
 
 PAGE_FILE = "index.html"
 _PICTURE = r"\d\d+-.*\.png"
 
 
-def write_gallery(explanations: Iterable[tuple[Explanation, dict[str, Any]]], folder: str | Path) -> Path:
+def write_gallery(explanations: Iterable[tuple[Explanation, dict[str, Any]]], folder: str | Path) -> Path | None:
     """Write a folder an image, as `Explanation.save` does, and a page that shows all, in one step.
 
     Args:
         explanations: Each with what its `to_dict` returned.
         folder: Where.
+
+    Returns:
+        The folder; None where there are no explanations, and then nothing is written and what is there stays.
 
     Raises:
         MissingDependencyError: matplotlib or Jinja2 is not installed.
@@ -32,18 +36,20 @@ def write_gallery(explanations: Iterable[tuple[Explanation, dict[str, Any]]], fo
         raise MissingDependencyError("the page needs Jinja2: pip install 'msrn[report]'.") from error
 
     folder = Path(folder)
+    pending = iter(explanations)
+    first = next(pending, None)
+    if first is None:
+        return None
     with replace_folder(folder) as temporary:
         shown = []
-        for number, (found, report) in enumerate(explanations, start=1):
+        for number, (found, report) in enumerate(chain([first], pending), start=1):
             name = "image" if found.path is None else found.path.name
             own = found.save(temporary / f"{number:03d}", report=report)
             rows = [
-                {"label": label, "probability": float(probability), "picture": f"{own.name}/{picture}"}
-                for label, probability, picture in zip(
-                    found.labels, found.probabilities, found.picture_names, strict=True
-                )
+                {"label": label, "percent": found.in_percent(label), "picture": f"{own.name}/{picture}"}
+                for label, picture in zip(found.labels, found.picture_names, strict=True)
             ]
-            shown.append({"name": name, "labels": rows})
+            shown.append({"name": name, "labels": rows, "note": report["note"]})
         template = (resources.files("msrn.report") / "templates" / "gallery.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         html = environment.from_string(template).render(images=shown)
@@ -52,7 +58,7 @@ def write_gallery(explanations: Iterable[tuple[Explanation, dict[str, Any]]], fo
 
 
 def check_gallery_folder(folder: str | Path) -> None:
-    """Refuse a folder to write that holds anything but what `write_gallery` and `Explanation.save` write.
+    """Refuse a folder to write that cannot be written, or holds anything but what `write_gallery` and `Explanation.save` write.
 
     Raises:
         MSRNError: It does; nothing in it is touched.
@@ -60,6 +66,7 @@ def check_gallery_folder(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_ours(folder))):
         raise MSRNError(f"--out {folder} holds other things; it is left alone. Give a new folder.")
+    check_parent(folder)
 
 
 def _is_ours(folder: Path) -> bool:
