@@ -67,3 +67,13 @@ def test_options_of_a_file_without_one(capsys: pytest.CaptureFixture[str], bundl
     for option in (["--format", "csv"], ["--workers", "2"], ["--restart"], ["--engine", "ray"]):
         code, _, err = run(capsys, "predict", bundle, photos, *option)
         assert (code, f"{option[0]} is for writing to a file. Add --out" in err) == (1, True)
+
+
+def test_json_replaces_no_photo(capsys: pytest.CaptureFixture[str], bundle: Path, photos: Path) -> None:
+    photo = photos / "0.png"
+    before = photo.read_bytes()
+    for sources in ([photo], [photos / "1.png"]):
+        code, _, err = run(capsys, "predict", bundle, *sources, "--json", photo)
+        assert code == 1
+        assert "is an image or a source, which would be lost" in err
+    assert photo.read_bytes() == before

@@ -355,6 +355,7 @@ def test_an_explanation(client: TestClient, predictor: Predictor) -> None:
     found = client.post("/v1/explain", files=files(png(3)), data={"labels": ["dog", "sun & <sea>"]}).json()
     expected = predictor.explain(noise(3), ["dog", "sun & <sea>"])
     assert [label["name"] for label in found["labels"]] == ["dog", "sun & <sea>"]
+    assert (found["is_calibrated"], found["note"]) == (True, None)
     for column, label in enumerate(found["labels"]):
         assert abs(label["logit"] - float(expected.parts.logits[0, column])) < 1e-4
         stages = {own["stage"]: own for own in label["maps"]}

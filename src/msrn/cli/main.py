@@ -11,6 +11,7 @@ from msrn.cli import (
     compare,
     data,
     demo,
+    doctor,
     evaluate,
     explain,
     export,
@@ -18,6 +19,7 @@ from msrn.cli import (
     labels,
     predict,
     push,
+    recipe,
     report,
     serve,
     thresholds,
@@ -73,6 +75,8 @@ app.command(epilog=export.EPILOG)(export.export)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=push.EPILOG)(push.push)
 app.command(epilog=import_published.EPILOG)(import_published.import_published)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(data.app, name="data")
 app.add_typer(labels.app, name="labels")
 

@@ -111,6 +111,7 @@ def predict(
     on; without --out the exit code is then 1.
     """
     from msrn.cli.output import make_console
+    from msrn.data.images import IMAGE_SUFFIXES
     from msrn.errors import MSRNError
     from msrn.predict import load
 
@@ -128,6 +129,8 @@ def predict(
     alone = [name for name, value in given.items() if value is not None]
     if out is None and alone:
         raise MSRNError(f"{alone[0]} is for writing to a file. Add --out, or leave it out.")
+    if json_file is not None and (json_file.suffix.lower() in IMAGE_SUFFIXES or str(json_file) in sources):
+        raise MSRNError(f"--json {json_file} is an image or a source, which would be lost. Choose another name.")
     console = make_console(json_file)
     if out is None:
         _print(

@@ -337,11 +337,13 @@ def _explained(name: str, found: Explanation) -> ExplainResponse:
     if parts.residual is not None:
         stages["residual"] = grow(parts.residual, cells, parts.shifts[-1])[0]
     maps = {"all": found.heatmaps_at(*cells), **stages}
-    rows = found.to_dict()["labels"]
+    told = found.to_dict()
     return ExplainResponse(
         model=name,
         width=width,
         height=height,
+        is_calibrated=told["is_calibrated"],
+        note=told["note"],
         labels=[
             ExplainedLabel(
                 name=label,
@@ -351,7 +353,7 @@ def _explained(name: str, found: Explanation) -> ExplainResponse:
                     HeatMap(stage=stage, height=cells[0], width=cells[1], values=_rounded(own[column]))
                     for stage, own in maps.items()
                 ],
-                details=rows[column],
+                details=told["labels"][column],
             )
             for column, label in enumerate(found.labels)
         ],

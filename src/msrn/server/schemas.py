@@ -122,6 +122,8 @@ class ExplainResponse(BaseModel):
             "model": "scenes",
             "width": 640,
             "height": 480,
+            "is_calibrated": False,
+            "note": None,
             "labels": [
                 {
                     "name": "dog",
@@ -137,6 +139,8 @@ class ExplainResponse(BaseModel):
     model: str
     width: int
     height: int
+    is_calibrated: bool = Field(description="Whether probabilities are others than the sigmoid of the logits.")
+    note: str | None = Field(description="Says so where the parts of a logit are an approximation.")
     labels: list[ExplainedLabel]
 
 
