@@ -13,8 +13,8 @@ help:  ## Show this list.
 demo: $(VENV)/.demo  ## Draw a data set, train MSRN and a pooled head, write a page with pictures (about 5 minutes on 2 cores).
 	@$(BIN)/msrn demo --out $(OUT)
 
-test: $(VENV)/.dev  ## Run the tests (CPU, offline).
-	$(BIN)/pytest -q
+test: $(VENV)/.dev  ## Run the tests (CPU, offline, two processes).
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes.
 	$(BIN)/pytest -q -m slow

@@ -93,6 +93,7 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_from_one_engine_to_the_other(
     cluster: None, predictor: Predictor, photos: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_other_file_systems(
         list(find_images(["nosuch://bucket"]))
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own_leaves_signals_alone(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
     code = (
         "import signal, sys, msrn\n"

@@ -140,6 +140,7 @@ print(",".join(msrn.load(sys.argv[1]).label_names))
 """
 
 
+@pytest.mark.slow
 def test_there_and_back(hub: Hub, folder: Path, tmp_path: Path) -> None:
     command = ["-m", "msrn.cli.main", "push", folder, "me/tagger", "--private", "--message", "first words"]
     pushed = start(hub.address, tmp_path / "cache", *command)

@@ -328,11 +328,19 @@ def test_training_prints_only_json_where_json_was_asked_for(capsys, data, tmp_pa
     assert "epoch   1/1" in err
 
 
-def test_what_nobody_foresaw_is_one_line_too(capsys, data, tmp_path):
+def test_a_model_that_memory_does_not_hold(capsys, data, tmp_path):
     huge = run(
         capsys, "train", "scenes", f"data.root={data}", *TINY, "model.dim=100000000000", "--out", tmp_path / "run"
     )
-    check_error(huge, "MSRN_DEBUG=1")
+    check_error(huge, "memory ran out", "make the model smaller")
+
+
+def test_what_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
+    def fail():
+        raise RuntimeError("what\nis this?")
+
+    monkeypatch.setattr("msrn.recipes.list_recipes", fail)
+    check_error(run(capsys, "recipe", "list"), "RuntimeError: what is this?", "MSRN_DEBUG=1")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

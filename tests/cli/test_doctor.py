@@ -38,7 +38,7 @@ def test_extras_are_those_of_the_package() -> None:
     from importlib.metadata import metadata
 
     extras = set(metadata("msrn").get_all("Provides-Extra") or ())
-    assert extras - {"all", "dev"} == set(machine._EXTRAS)
+    assert extras - {"all", "dev", "docs"} == set(machine._EXTRAS)
 
 
 def test_recipes_are_listed_shown_and_checked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,7 @@ def test_the_loader_needs_no_pytorch(exported: Callable[..., Path], tmp_path: Pa
     assert done.stdout.strip() == "6"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_smaller_precisions_of_msrn(label_graph: LabelGraph, tmp_path: Path, precision: str) -> None:
     torch.manual_seed(0)
@@ -198,6 +199,7 @@ def test_a_package_of_torch_export(build: Callable[..., Bundle], tmp_path: Path)
     assert json.loads(json.loads(extra["msrn.json"])["labels"]) == NAMES
 
 
+@pytest.mark.slow
 def test_a_backbone_of_one_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = LabelGraph.from_target((torch.rand(40, 6) < 0.4).int(), NAMES)

@@ -56,8 +56,6 @@ def fuzz(name: str, runs: int, result: Path) -> None:
 
 
 def main() -> None:
-    from fuzz_targets import TARGETS
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, help="inputs of each reader; by default 500,000, and 100,000 images")
     parser.add_argument("--only", action="append", help="name of a reader")
@@ -67,6 +65,8 @@ def main() -> None:
     if arguments.one:
         name, runs, result = arguments.one
         fuzz(name, int(runs), Path(result))
+    from fuzz_targets import TARGETS  # in the processes that fuzz it has to be imported otherwise
+
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only or TARGETS:

@@ -126,6 +126,7 @@ def test_rare_labels_take_the_shared_threshold_and_are_named() -> None:
     assert all(value == fitted.shared for value, is_rare in zip(fitted.values, rare, strict=True) if is_rare)
 
 
+@pytest.mark.slow
 def test_fitted_beats_fixed_and_naive_on_a_long_tail() -> None:
     """Mean over 20 resamples of 1,000 validation images, measured on 20,000 others."""
     gains_fixed, gains_naive = [], []

@@ -238,6 +238,7 @@ def test_too_large_a_fold_is_refused(
 
 @pytest.mark.parametrize("options", [{}, {**PUBLISHED, "dim": 16}, {"bound": None, "gain": 100.0, "normalize": False}])
 # PyTorch's exporter warns of its own calls.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_onnx_of_standard_operators(
     build: Callable[..., MSRN], images: Tensor, tmp_path: Path, options: dict[str, Any]

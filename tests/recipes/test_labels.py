@@ -243,5 +243,7 @@ def test_paths_of_both_kinds_and_other_encodings_can_be_held_out(data, tmp_path)
             there = number if number else name.removesuffix(".png")
             Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / "tree" / folder / f"{there}.png")
     for root in (tmp_path / "mixed.csv", tmp_path / "tree"):
-        result = train_recipe(make_recipe(root, "data.val_fraction=0.5"), tmp_path / f"run-{root.stem}")
+        result = train_recipe(
+            make_recipe(root, "data.val_fraction=0.5", "data.allow_outside=true"), tmp_path / f"run-{root.stem}"
+        )
         assert (result.run_dir / "held_out.txt").read_bytes().count(b"\n") == result.training["splits"]["val"]["images"]

@@ -308,6 +308,7 @@ def benchmark() -> Any:
 needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's account of memory")
 
 
+@pytest.mark.slow
 @needs_linux
 def test_count_is_what_a_step_takes(benchmark: Any) -> None:
     """With an allocator that returns what tensors have left at once."""

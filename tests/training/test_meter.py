@@ -140,7 +140,8 @@ def test_the_scaler_goes_on_too(images: LabelledImages, tmp_path: Path, monkeypa
     def trainer(**options: Any) -> pl.Trainer:
         scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3))
         del options["precision"]
-        return real(plugins=[MixedPrecision("16-mixed", "cpu", scalers[-1])], **options)
+        options["plugins"] = [MixedPrecision("16-mixed", "cpu", scalers[-1]), *options["plugins"]]
+        return real(**options)
 
     module_of_fit = sys.modules["msrn.training.fit"]
     monkeypatch.setattr(module_of_fit.pl, "Trainer", trainer)

@@ -9,7 +9,12 @@ def command_reference() -> str:
     """A section a command: what it does, its options with their defaults, and its examples."""
     from msrn.cli.main import app
 
-    lines = ["# Command line", "", "Every command prints this with `--help`; `-` as a JSON file means standard output.", ""]
+    lines = [
+        "# Command line",
+        "",
+        "Every command prints this with `--help`; `-` as a JSON file means standard output.",
+        "",
+    ]
     for path, command in _commands("msrn", typer.main.get_command(app)):
         lines += [f"## {path}", "", _paragraphs(command.help or ""), ""]
         rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
