@@ -39,5 +39,5 @@ subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
 table = json.loads((work / "table.json").read_text())
 for name, row in table["summary"].items():
     print(f"{name:<10} mAP {100 * row['mAP']['mean']:.1f} ± {100 * row['mAP']['std']:.1f}")
-difference = table["paired"]["avg_pool"]["mAP"]
+difference = table["summary"]["avg_pool"]["difference"]["mAP"]
 print(f"average pooling minus MSRN: {100 * difference['mean']:.1f} ± {100 * difference['std']:.1f}")

@@ -37,7 +37,9 @@ AFTER_STOP = {
     "predict": " With --out, the same command goes on where it stopped.",
 }
 
-OUT_OF_MEMORY = "memory ran out. Lower --batch-size or --workers where the command has them, make the model smaller, or end other programs."
+OUT_OF_MEMORY = (
+    "memory ran out. Lower --batch-size or --workers where there are, make the model smaller, or end other programs."
+)
 
 app = typer.Typer(
     name="msrn",
