@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= msrn-demo
 
-.PHONY: demo test test-slow faults fuzz lock audit licenses sbom lint types check clean help
+.PHONY: demo test test-slow faults fuzz docs release lock audit licenses sbom lint types check clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,16 @@ faults: $(VENV)/.dev  ## Inject every fault of docs/reliability.md and print wha
 fuzz: $(VENV)/.dev  ## Give every reader half a million inputs (hours).
 	$(BIN)/python -m pip install -q -c constraints.txt atheris
 	$(BIN)/python tests/fuzz/long_run.py
+
+docs: $(VENV)/.dev  ## Build the documentation into site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and try the wheel in an empty environment (about 5 minutes).
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	MSRN_DIST=dist $(BIN)/pytest -q -m slow tests/test_release.py
+	@echo "To publish: git tag v$$($(BIN)/python -c 'import msrn; print(msrn.__version__)') && git push --tags && $(BIN)/twine upload dist/*"
 
 lock: $(VENV)/.dev  ## Write requirements.lock: every package with its version and the SHA-256 of its file.
 	$(BIN)/python -m pip install -q --dry-run --ignore-installed --report $(VENV)/report.json -c constraints.txt -e '.[all,dev]'

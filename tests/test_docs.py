@@ -2,8 +2,11 @@
 
 import importlib.util
 import itertools
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,40 @@ def test_every_fault_has_a_row_and_every_row_a_test() -> None:
     }
     assert rows == marks
     assert len(rows) == page.count("::")
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    """Every page is in the menu, every link and anchor leads somewhere, every name of the API exists."""
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-q",
+        "-f",
+        ROOT / "mkdocs.yml",
+        "-d",
+        tmp_path / "site",
+    ]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', page), (
+        "the site asks nobody for anything"
+    )
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_spelling() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "src", ROOT / "examples"]
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *pages], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.stdout == ""
