@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msrn.bulk import find_images
-from msrn.bulk.sources import check_sources
+from msrn.bulk.sources import _matches, check_sources
 from msrn.data import list_images, read_image
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError, UnreadableImageError
 
@@ -162,3 +162,31 @@ def test_a_table_names_no_file_outside_of_its_folder(tmp_path: Path, cell: str) 
     with pytest.raises(DataError, match=r"t\.csv:2: .* lies outside of .*--allow-outside"):
         list(find_images([table]))
     assert len(list(find_images([table], allow_outside=True))) == 3
+
+
+NAMES = st.sampled_from(["a", "b.jpg", "ab.jpg", ".h", "c.png", "[x].jpg"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    paths=st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=8),
+    pattern=st.lists(st.sampled_from(["*", "**", "a", "*.jpg", "?", "[ab]*"]), min_size=1, max_size=3),
+)
+def test_a_glob_finds_what_pythons_finds(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[list[str]], pattern: list[str]
+) -> None:
+    import glob
+
+    folder = tmp_path_factory.mktemp("glob")
+    for parts in paths:
+        path = folder.joinpath(*parts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError:  # a file where a folder would be
+            continue
+    text = str(folder.joinpath(*pattern))
+    expected = {path for path in glob.glob(text, recursive=True) if os.path.isfile(path)}  # noqa: PTH113, PTH207
+    found = list(map(str, _matches(text))) if glob.has_magic("/".join(pattern)) else sorted(expected)
+    assert set(found) == expected
+    assert len(found) == len(set(found))

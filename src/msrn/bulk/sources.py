@@ -1,5 +1,6 @@
 """What to tag: folders, globs, tables, tar shards, lists of names and web addresses, as one stream of images in a fixed order."""
 
+import fnmatch
 import glob
 import io
 import os
@@ -8,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -129,8 +130,9 @@ def find_images(
 ) -> Iterator[ImageRef]:
     """The images of all sources, one by one, in an order that depends on names alone.
 
-    Only the names of one folder, or of one glob, are held at a time. Hidden files and folders and links to folders are passed over;
-    a file that is named itself is kept whatever its suffix. A file of several folders, globs and names comes once.
+    Only the names of one folder are held at a time; of several sources, also those that globs and names gave. Hidden files and
+    folders and links to folders are passed over; a file that is named itself is kept whatever its suffix. A file of several
+    folders, globs and names comes once.
 
     Args:
         sources: Folders, image files, globs (`photos/**/*.jpg`), tables with a column of paths (.csv, .tsv, .jsonl, .parquet;
@@ -210,11 +212,11 @@ def _images_of(source: str, table_options: _TableOptions, lines: TextIO | Iterab
     if path.exists():
         yield from _images_in(path, table_options)
         return
-    matches = _matches(str(path)) if glob.has_magic(source) else []
-    if not matches:
+    matches = _matches(str(path)) if glob.has_magic(source) else iter(())
+    if (first := next(matches, None)) is None:
         what = "matches no file" if glob.has_magic(source) else "does not exist"
         raise SourceNotFoundError(f"{source} {what}. Check the path; relative ones start at {Path.cwd()}.")
-    for match in matches:
+    for match in chain([first], matches):
         yield from _images_in(match, table_options)
 
 
@@ -337,15 +339,34 @@ def _standard_input() -> TextIO:
     return sys.stdin
 
 
-def _matches(pattern: str) -> list[Path]:
-    """The files of a glob, sorted; like folders it follows no links to folders, which may lead in circles."""
-    start = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
-    is_linked: dict[Path, bool] = {start: False}
+def _matches(pattern: str) -> Iterator[Path]:
+    """The files of a glob, folder by folder, each sorted by name; no links to folders are followed."""
+    parts = Path(pattern).parts
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), parts))
+    found = _below(Path(*fixed), parts[len(fixed) :])
+    return found if parts.count("**") < 2 else iter(dict.fromkeys(found))  # one file may match in several ways
 
-    def lies_behind_link(folder: Path) -> bool:
-        if folder not in is_linked:
-            is_linked[folder] = folder.is_symlink() or (folder != folder.parent and lies_behind_link(folder.parent))
-        return is_linked[folder]
 
-    found = sorted(map(Path, glob.iglob(pattern, recursive=True)))  # noqa: PTH207
-    return [path for path in found if path.is_file() and not lies_behind_link(path.parent)]
+def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What matches the parts of a glob below a folder. Only the names of the folders on the way are held."""
+    first, *rest = parts
+    if first == "**":
+        while rest and rest[0] == "**":  # as one of them
+            rest = rest[1:]
+        yield from _below(folder, rest or ["*"])
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
+    except OSError:
+        return
+    for name, is_folder, is_file in found:
+        if name.startswith(".") and not first.startswith("."):
+            continue
+        if first == "**":
+            if is_folder:
+                yield from _below(folder / name, parts)
+        elif fnmatch.fnmatchcase(name, first):
+            if rest and is_folder:
+                yield from _below(folder / name, rest)
+            elif not rest and is_file:
+                yield folder / name
