@@ -64,6 +64,7 @@ def workers() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds Ray's workers in /proc, which is Linux's")
 def test_a_killed_worker_loses_nothing(cluster: None, predictor: Predictor, photos: Path, tmp_path: Path) -> None:
     names = [path.read_bytes() for path in sorted(photos.glob("*.png"))]
@@ -111,6 +112,7 @@ def test_a_job_goes_on_from_one_engine_to_the_other(
     assert_same(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
 
 
+@pytest.mark.slow
 def test_relative_paths(
     cluster: None, predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

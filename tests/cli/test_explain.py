@@ -47,6 +47,7 @@ def test_sentences_pictures_and_json(capsys: pytest.CaptureFixture[str], folder:
     assert run(capsys, *arguments)[0] == 0  # an explanation may be replaced
 
 
+@pytest.mark.slow
 def test_several_images_make_a_page(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "of <b> & co.png"
     Image.open(folder / "photo.png").convert("L").rotate(90, expand=True).save(other)

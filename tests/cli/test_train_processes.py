@@ -67,6 +67,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_say_everything_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "run"
     given = [f"data.root={data}", "--out", out, "trainer.devices=2"]

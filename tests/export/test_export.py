@@ -171,6 +171,7 @@ def test_smaller_precisions_of_msrn(label_graph: LabelGraph, tmp_path: Path, pre
     assert 0 < np.abs(difference).max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.05), ("int8", 0.5)])
 def test_smaller_precisions(label_graph: LabelGraph, tmp_path: Path, precision: str, share: float) -> None:
     torch.manual_seed(0)
@@ -186,6 +187,7 @@ def test_smaller_precisions(label_graph: LabelGraph, tmp_path: Path, precision: 
         assert small.num_bytes < 0.7 * whole.num_bytes
 
 
+@pytest.mark.slow
 def test_a_package_of_torch_export(build: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = build()
     images = prepared(bundle.preprocessing, 5)

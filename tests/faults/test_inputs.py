@@ -130,6 +130,7 @@ def test_half_precision_overflow(capsys: Any, tmp_path: Path, bundle_dir: Path, 
 # Images
 
 
+@pytest.mark.slow
 @pytest.mark.fault("images of every kind, good and bad")
 def test_images(tmp_path: Path, bundle_dir: Path, lost: Lost) -> None:
     """A bad one is named, and all others are answered."""

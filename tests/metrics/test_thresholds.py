@@ -214,6 +214,7 @@ def test_of_strengths_that_do_alike_the_strongest_is_taken() -> None:
     assert distance(chosen, strongest) < 0.5 * distance(chosen, weakest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibration", ["platt", "isotonic"])
 def test_cross_fitting_knows_nothing_of_the_images_left_out(calibration: str) -> None:
     """What it says of macro F1 is what other images show, also where probabilities are calibrated on the same images."""

@@ -166,6 +166,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_run_killed_where_files_are_put_in_place_ends_as_if_never_killed(tmp_path: Path) -> None:
     """One run, killed at each of the moments in turn."""
     overrides = [f"data.root={write_data(tmp_path / 'data')}", *RECIPE, "trainer.max_epochs=2", "data.num_workers=0"]

@@ -394,6 +394,7 @@ def test_dry_run_counts_and_leaves_nothing(data: Path, tmp_path: Path, monkeypat
     assert files_of(data) == before
 
 
+@pytest.mark.slow
 def test_largest_batch_of_a_dry_run_is_one_that_fits(data: Path, free_memory: Any) -> None:
     recipe = make_recipe(data, "data.size=[64,64]", "data.batch_size=20")
     free_memory(dry_run(recipe).estimate.expected_bytes - 1_000_000)

@@ -83,6 +83,7 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         assert server.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_comes_back_and_a_reload_is_ended_by_sigterm(bundle_dir: Path, tmp_path: Path) -> None:
     log, bundle = tmp_path / "log", tmp_path / "bundle"
     shutil.copytree(bundle_dir, bundle)

@@ -118,6 +118,7 @@ def test_memory_grows_linearly_with_the_batch(label_graph: LabelGraph) -> None:
     assert line <= many.peak_bytes <= 1.05 * line
 
 
+@pytest.mark.slow
 def test_largest_batch_fits_and_one_more_does_not(label_graph: LabelGraph) -> None:
     """With the joint classifier weights decide the peak of a small batch, activations that of a large one."""
     module = make_module(label_graph, **{**PUBLISHED, "dim": 64, "classifier_dim": 2048})
@@ -191,6 +192,7 @@ def test_frozen_stages_take_less(label_graph: LabelGraph, estimate: MemoryEstima
     assert frozen.parameter_bytes == estimate.parameter_bytes
 
 
+@pytest.mark.slow
 def test_merged_batch_norms_keep_less(label_graph: LabelGraph) -> None:
     options = {"backbone": "mobilenetv2_035", "backbone_options": {}}
     plain, merged = (
