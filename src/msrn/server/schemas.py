@@ -123,7 +123,6 @@ class ExplainResponse(BaseModel):
             "width": 640,
             "height": 480,
             "is_calibrated": False,
-            "note": None,
             "labels": [
                 {
                     "name": "dog",
@@ -140,7 +139,7 @@ class ExplainResponse(BaseModel):
     width: int
     height: int
     is_calibrated: bool = Field(description="Whether probabilities are others than the sigmoid of the logits.")
-    note: str | None = Field(description="Says so where the parts of a logit are an approximation.")
+    note: str | None = Field(None, description="Says so where the parts of a logit are an approximation.")
     labels: list[ExplainedLabel]
 
 
