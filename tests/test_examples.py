@@ -26,7 +26,10 @@ def test_every_example_is_tried() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PRINTS)
 
 
-@pytest.mark.parametrize("name", PRINTS)
+SLOW = ("compare_heads", "export_to_a_phone")  # a minute each; make test-slow
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRINTS])
 def test_example(tmp_path: Path, bundle_dir: Path, name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     usage = re.search(rf"^    python examples/{name}\.py(.*)$", text, re.MULTILINE)
