@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from msrn.cli.completion import complete_key, complete_recipe
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,11 +29,21 @@ DEFAULT_HEADS = "avg_pool,max_pool,csra,ml_gcn,ml_decoder,msrn_published,msrn"
 
 def compare(
     recipe: Annotated[
-        str | None, typer.Argument(help="Recipe that all share: a name, or path of a YAML file.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Recipe that all share: a name, or path of a YAML file.",
+            show_default=False,
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change for all.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Keys of the recipe to change for all.",
+            show_default=False,
+            autocompletion=complete_key,
+        ),
     ] = None,
     heads: Annotated[
         str, typer.Option(metavar="NAMES", help="What is compared, joined by commas; ablations go by name too.")

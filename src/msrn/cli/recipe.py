@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from msrn.cli.completion import complete_key, complete_recipe
+
 LIST_EPILOG = """Examples:
 
   msrn recipe list
@@ -21,8 +23,13 @@ CHECK_EPILOG = """Examples:
 
   msrn recipe check photos data.root=photos.csv optimizer.lr=0.02"""
 
-Name = Annotated[str, typer.Argument(help="Name of a recipe, or a path that ends in .yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change.")]
+Name = Annotated[
+    str, typer.Argument(help="Name of a recipe, or a path that ends in .yaml.", autocompletion=complete_recipe)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change.", autocompletion=complete_key),
+]
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at recipes: what there is, what they say, and whether they can be read."

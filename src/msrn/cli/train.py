@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from msrn.cli.completion import complete_key, complete_recipe
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,10 +31,20 @@ EPILOG = """Examples:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with msrn, or path of a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a recipe that comes with msrn, or path of a YAML file.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Keys of the recipe to change.",
+            show_default=False,
+            autocompletion=complete_key,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/RECIPE.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
