@@ -2,7 +2,8 @@
 
     python tests/fuzz/long_run.py [--runs N] [--only NAME] [--json FILE]
 
-Each reader has a process of its own. What is no error of ours is listed, with the input, and the exit code is then 1.
+Each reader has a process of its own. What is no error of ours is listed, with the input, and the exit code is then 1. A FILE that
+is there is gone on with: readers that have had all their inputs are left out.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
@@ -65,14 +67,22 @@ def main() -> None:
     if arguments.one:
         name, runs, result = arguments.one
         fuzz(name, int(runs), Path(result))
-    from fuzz_targets import TARGETS  # in the processes that fuzz it has to be imported otherwise
+    # In the processes that fuzz these have to be imported otherwise.
+    from fuzz_targets import TARGETS
 
-    found = {}
+    from msrn.files import write_json
+    from msrn.machine import machine
+
+    found: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        found = json.loads(arguments.json.read_text())["readers"]
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only or TARGETS:
             result = Path(folder) / "result.json"
             result.unlink(missing_ok=True)
             runs = arguments.runs or TARGETS[name].runs
+            if found.get(name, {}).get("inputs", 0) >= runs:
+                continue
             done = subprocess.run(
                 [sys.executable, __file__, "--one", name, str(runs), result],
                 capture_output=True,
@@ -94,7 +104,7 @@ def main() -> None:
             for fault in row["faults"]:
                 print(f"    {fault}", flush=True)
             if arguments.json:
-                arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+                write_json(arguments.json, {"machine": machine(), "readers": found})
     sys.exit(any(row["faults"] for row in found.values()))
 
 

@@ -57,7 +57,10 @@ def _read_table_of_paths(path: Path) -> None:
 
 
 def _read_override(path: Path) -> None:
-    load_recipe("scenes", path.read_text(encoding="utf-8", errors="replace").split("\n")[:3])
+    base = path.with_name("base.yaml")
+    if not base.exists():
+        base.write_text("model: {dim: 8}\n")
+    load_recipe(base, path.read_text(encoding="utf-8", errors="replace").split("\n")[:3])
 
 
 def _pickled_vectors() -> list[bytes]:
