@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from msrn.explain import EdgeRemovals, related_effects
+from msrn.explain import EdgeRemovals, related, related_effects
 from msrn.labels import LabelGraph
 from msrn.models import PUBLISHED, build_msrn
 
@@ -55,6 +55,18 @@ def test_an_effect_is_the_change_of_a_network_without_the_edge(label_graph: Labe
 def test_training_mode_is_refused(label_graph: LabelGraph) -> None:
     with pytest.raises(ValueError, match="in training mode"):
         related_effects(build_msrn(label_graph, **TINY), torch.randn(1, 3, 64, 64), [0])
+
+
+def test_labels_a_few_at_a_time_have_the_same_effects(
+    label_graph: LabelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_msrn(label_graph, **TINY).eval()
+    images = torch.randn(2, 3, 64, 64)
+    at_once = related_effects(model, images, range(6))
+    monkeypatch.setattr(related, "_MOST_BYTES", 1)
+    for edge, alone in zip(at_once, related_effects(model, images, range(6)), strict=True):
+        assert (edge.label, edge.other) == (alone.label, alone.other)
+        torch.testing.assert_close(edge.effects, alone.effects)
 
 
 def test_the_graph_without_an_edge_is_read_once(label_graph: LabelGraph) -> None:

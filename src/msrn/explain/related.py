@@ -1,7 +1,7 @@
 """How far a related label moves a score: the change when its edge in the label graph is taken away."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from torch.func import functional_call
 from msrn.models import MSRN
 from msrn.models.classifier import PerLabelClassifier
 from msrn.models.label_group import LabelGroups
+
+# What is pooled at a time takes no more memory than about this.
+_MOST_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -99,36 +102,59 @@ def related_effects(
         feature_maps = model.backbone(images)
     removals = removals or EdgeRemovals(model)
     projected = model.attention.project(feature_maps)
-    factor = model.path_weight
+    whole = model.embed()
     found = []
-    for label in labels:
-        without = removals.of(label)
-        if not without:
-            continue
-        whole = model.embed()
-        graphs = [_rows(whole, [label]) if _is_per_label(model) else whole, *(groups for _, groups in without)]
-        with_all, *others = _attended_logits(model, projected, graphs, label)
-        edges = [
-            Related(label, other, factor * (with_all - logits))
-            for (other, _), logits in zip(without, others, strict=True)
+    for block in _blocks(model, labels, removals, batch=len(images)):
+        graphs = [
+            [_rows(whole, [label]) if _is_per_label(model) else whole, *(groups for _, groups in without)]
+            for label, without in block
         ]
-        found += sorted(edges, key=lambda edge: -float(edge.effects.abs().mean()))
+        logits = iter(_attended_logits(model, projected, graphs, [label for label, _ in block]))
+        for label, without in block:
+            with_all = next(logits)
+            edges = [Related(label, other, model.path_weight * (with_all - next(logits))) for other, _ in without]
+            found += sorted(edges, key=lambda edge: -float(edge.effects.abs().mean()))
     return found
 
 
+_Block = list[tuple[int, tuple[tuple[int, LabelGroups], ...]]]
+
+
+def _blocks(model: MSRN, labels: Sequence[int], removals: EdgeRemovals, *, batch: int) -> Iterator[_Block]:
+    """Labels that have edges, with what the graph gives without each, as many at a time as are pooled at once."""
+    block: _Block = []
+    num_graphs = 0
+    for label in labels:
+        if not (without := removals.of(label)):
+            continue
+        groups = without[0][1]
+        num_rows = len(groups.label_embeddings) + len(groups.group_embeddings)
+        width = len(model.attention.stages) * groups.label_embeddings.shape[1]
+        most = _MOST_BYTES // (4 * batch * num_rows * width)
+        if block and num_graphs + len(without) + 1 > most:
+            yield block
+            block, num_graphs = [], 0
+        block.append((label, without))
+        num_graphs += len(without) + 1
+    if block:
+        yield block
+
+
 def _attended_logits(
-    model: MSRN, projected: Sequence[Tensor], graphs: Sequence[LabelGroups], label: int
-) -> list[Float[Tensor, " B"]]:
-    """One label's logit of the attended stages alone, by each label graph; a joint classifier needs all labels to say one."""
+    model: MSRN, projected: Sequence[Tensor], graphs: Sequence[Sequence[LabelGroups]], labels: Sequence[int]
+) -> Iterator[Float[Tensor, " B"]]:
+    """Each label's logit of the attended stages alone, by each of its graphs; a joint classifier needs all labels to say one."""
     classifier = model.classifier
+    pairs = [(label, own) for label, of_label in zip(labels, graphs, strict=True) for own in of_label]
     if not isinstance(classifier, PerLabelClassifier):
-        return [classifier(*model.attention.attend(projected, own), own.assignment)[:, label] for own in graphs]
-    embeddings = [torch.cat([own.label_embeddings, own.group_embeddings]) for own in graphs]  # k x (1 + G, D)
+        for label, own in pairs:
+            yield classifier(*model.attention.attend(projected, own), own.assignment)[:, label]
+        return
+    # All in one pass: most of what attention costs does not depend on how many ask.
+    embeddings = [torch.cat([own.label_embeddings, own.group_embeddings]) for _, own in pairs]  # k x (1 + G, D)
     pooled = model.attention.pool(projected, torch.cat(embeddings)).split([len(own) for own in embeddings], dim=1)
-    return [
-        classifier(features[:, :1], features[:, 1:], own.assignment, slice(label, label + 1))[:, 0]
-        for features, own in zip(pooled, graphs, strict=True)
-    ]
+    for (label, own), features in zip(pairs, pooled, strict=True):
+        yield classifier(features[:, :1], features[:, 1:], own.assignment, slice(label, label + 1))[:, 0]
 
 
 def _is_per_label(model: MSRN) -> bool:
