@@ -109,9 +109,11 @@ def test_an_unreadable_image_is_named(images, tmp_path, num_workers):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"")
     both = LabelledImages((images.paths[0], broken), images.target[:2], images.label_names, "val")
+    workers = set(multiprocessing.active_children())
     batches: Iterator = iter(build_loader(both, PREPROCESSING, batch_size=2, num_workers=num_workers))
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         next(batches)
+    assert set(multiprocessing.active_children()) <= workers  # none waits for images that nobody will ask for
 
 
 # Batches

@@ -57,9 +57,7 @@ def test_training_mode_is_refused(label_graph: LabelGraph) -> None:
         related_effects(build_msrn(label_graph, **TINY), torch.randn(1, 3, 64, 64), [0])
 
 
-def test_labels_a_few_at_a_time_have_the_same_effects(
-    label_graph: LabelGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_a_few_at_a_time_have_the_same_effects(label_graph: LabelGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_msrn(label_graph, **TINY).eval()
     images = torch.randn(2, 3, 64, 64)
     at_once = related_effects(model, images, range(6))

@@ -4,7 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from PIL import Image
@@ -232,7 +232,7 @@ class ImageLoader(DataLoader[Batch]):
             self.sampler.start = self.num_skipped * (self.batch_size or 1)
         self.num_skipped = 0
         try:
-            yield from super().__iter__()
+            yield from self._ending_workers()
         except UnreadableImageError as error:
             # PyTorch puts a worker's whole traceback into the message; ours is its end.
             raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
@@ -248,6 +248,25 @@ class ImageLoader(DataLoader[Batch]):
         finally:
             if batches is not None:
                 batches.give_back()
+
+    def _ending_workers(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except GeneratorExit:  # who asks wants no more of this epoch
+            raise
+        except BaseException:
+            self.end_workers()
+            raise
+
+    def end_workers(self) -> None:
+        """End the processes that read; the next iteration starts others.
+
+        After an error they are found by the garbage collector, at a time when they may no longer hear that they are to end: PyTorch
+        then waits five seconds for each.
+        """
+        workers, self._iterator = cast(Any, self._iterator), None
+        if hasattr(workers, "_shutdown_workers"):
+            workers._shutdown_workers()
 
 
 def build_loader(

@@ -170,7 +170,7 @@ def fit(
         can_save_steps=isinstance(train_loader, ImageLoader),
     )
     callbacks = [*_callbacks(trainer_settings, table, meter, val_loader), stopping, checkpoints]
-    with quiet_lightning(), _interruptible():
+    with quiet_lightning(), _interruptible(), _ending_workers(train_loader, val_loader):
         arguments = {**trainer_settings.trainer_arguments(), **plan.trainer_arguments()}
         plugins = [*(arguments.pop("plugins", None) or ()), DirectCheckpointIO()]
         trainer = pl.Trainer(
@@ -198,6 +198,17 @@ def fit(
         seconds=sum(row["seconds"] for row in table.rows),
         **meter.summary(),
     )
+
+
+@contextmanager
+def _ending_workers(*loaders: DataLoader[Any]) -> Iterator[None]:
+    """Training over, or stopped by an error, nobody reads any more."""
+    try:
+        yield
+    finally:
+        for loader in loaders:
+            if isinstance(loader, ImageLoader):
+                loader.end_workers()
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
