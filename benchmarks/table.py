@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 # Results of `msrn compare`: a folder results/NAME with comparison.json and runs/.
 DATA = {
-    "voc160": "VOC 2007, MobileNetV2 at 160 px",
-    "voc224": "VOC 2007, MobileNetV2 at 224 px",
+    "voc160": "part of VOC 2007, MobileNetV2 at 160 px",
+    "voc224": "part of VOC 2007, MobileNetV2 at 224 px",
     "scenes": "scenes, narrow ResNet-10 from scratch at 96 px",
 }
 COMPARISONS = [name for name in DATA if (RESULTS / name / "comparison.json").exists()]
@@ -53,11 +53,13 @@ def percent(found: dict[str, Any], name: str) -> str:
 
 
 def heads() -> str:
-    """Every head of every comparison, best mAP first; ablations have a page of their own."""
+    """MSRN, average pooling and the best other head of every comparison; docs/parts.md has them all."""
     rows = []
     for name in COMPARISONS:
         title, summary = DATA[name], read(f"{name}/comparison")["summary"]
-        for head in by_mAP({head: own for head, own in summary.items() if head in HEADS}):
+        best = by_mAP({head: own for head, own in summary.items() if head in HEADS})
+        shown = {"msrn", "avg_pool", next(head for head in best if head not in ("msrn", "avg_pool", "msrn_published"))}
+        for head in (head for head in best if head in shown):
             own = summary[head]
             difference = own.get("difference", {}).get("mAP")
             cells = [
@@ -439,22 +441,25 @@ def serving() -> str:
 def tagging() -> str:
     """How fast many files are tagged, and what kills cost."""
     found = read("tagging")
-    bare = sum(found["bare_rate"]) / len(found["bare_rate"])
+    share = found["share_of_bare"]
     height, width = found["size"]
     rows = [
         ["files, real photos repeated under distinct names", f"{found['count']:,}"],
         ["network, processors", f"{found['backbone']} at {height} x {width} px, {found['machine']['processors']}"],
         [
-            "bare network on tensors in memory, images a second, before and after",
-            " and ".join(f"{own:.1f}" for own in found["bare_rate"]),
+            "bare network on tensors in memory, images a second, before, between and after the starts",
+            ", ".join(f"{own:.1f}" for own in found["bare_rate"]),
         ],
         ["the job, images a second, each start", ", ".join(f"{own:.1f}" for own in found["job_rate"])],
-        ["the job's share of the bare network's mean rate", f"{found['share_of_bare']:.2f} of {bare:.1f}"],
+        [
+            "the job's share of the bare network's rate just before and after, median and range",
+            f"{share['median']:.2f} ({share['least']:.2f} to {share['most']:.2f})",
+        ],
         ["kills, behind how many images", ", ".join(f"{own['images_in_parts']:,}" for own in found["kills"])],
         ["rows, distinct rows", f"{found['rows']:,}, {found['distinct_rows']:,}"],
         [
-            "memory of the job and its workers, MB, medians of four quarters of its time",
-            ", ".join(f"{own / 1e6:,.0f}" for own in found["memory"]["median_of_quarters"]),
+            "memory of the job and its workers, MB, medians of the first and the last third of each start",
+            ", ".join(f"{first / 1e6:,.0f} → {last / 1e6:,.0f}" for first, last in found["memory"]["of_starts"]),
         ],
     ]
     return lines(["", ""], rows)

@@ -2,13 +2,15 @@
 
     python benchmarks/tagging.py BUNDLE FOLDER_OF_PHOTOS --count 100000 --work FOLDER --json benchmarks/results/tagging.json
 
-The folder --work gets --count photos of distinct names (hard links to a copy of each). The bare network runs on tensors that are
-already in memory, with as many threads as there are processors, before the job and after it; the job is `msrn predict --out` in a
-process of its own, killed by SIGKILL with its workers at three random moments and started again. Memory is the sum of the resident
-sets (shared pages divided among those that share them) of the job and its workers, every second.
+The folder --work gets --count photos of distinct names (hard links to a copy of each). The job is `msrn predict --out` in a process
+of its own, killed by SIGKILL with its workers at three random moments and started again. The bare network runs on tensors that are
+already in memory, with as many threads as there are processors, before and after every start; a start's share is its rate beside
+the mean of the two. Memory is the sum of the resident sets (shared pages divided among those that share them) of the job and its
+workers, every second.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -29,7 +31,7 @@ from msrn.machine import machine
 from msrn.predict import load
 
 NUM_KILLS = 3
-BARE_SECONDS = 45.0
+BARE_SECONDS = 25.0
 
 
 def make_files(photos: Path, folder: Path, count: int) -> None:
@@ -90,8 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.work / "files").exists():
         make_files(args.photos, args.work, args.count)
-    before = bare_rate(args.bundle, args.photos, args.batch_size)
-    print(f"bare network: {before:.1f} images a second")
+    bare = [bare_rate(args.bundle, args.photos, args.batch_size)]
     out = args.work / "tags.csv"
     parts = args.work / "tags.csv.parts"
     command = [sys.executable, "-m", "msrn.cli.main", "predict", args.bundle, args.work / "files", "--out", out]
@@ -100,7 +101,7 @@ def main() -> None:
     rng = random.Random(0)
     kills: list[dict[str, float]] = []
     rates: list[float] = []
-    samples: list[list[float]] = []
+    memory: list[list[int]] = []
 
     def num_done() -> int:
         last = max(parts.glob("*.jsonl"), default=None)
@@ -115,10 +116,12 @@ def main() -> None:
         goal = args.count * (attempt + rng.uniform(0.4, 0.9)) / (NUM_KILLS + 1)
         job = subprocess.Popen(command, env=environment, start_new_session=True)
         marks: list[tuple[float, int]] = []
+        memory.append([])
         while job.poll() is None:
             time.sleep(1.0)
             done = num_done()
-            samples.append([time.monotonic() - begin, memory_of(job.pid), done])
+            if held := memory_of(job.pid):
+                memory[-1].append(held)
             if not marks or done > marks[-1][1]:
                 marks.append((time.monotonic(), done))
             if attempt < NUM_KILLS and done >= goal:
@@ -128,14 +131,18 @@ def main() -> None:
                 kills.append({"after_seconds": time.monotonic() - begin, "images_in_parts": num_done()})
                 break
         # From part to part: starting, and what a kill cost, are left out.
-        if len(marks) > 2:
-            rates.append((marks[-1][1] - marks[1][1]) / (marks[-1][0] - marks[1][0]))
+        if len(marks) <= 2:
+            raise SystemExit("a start was too short to tell its rate: give a greater --count.")
+        rates.append((marks[-1][1] - marks[1][1]) / (marks[-1][0] - marks[1][0]))
+        bare.append(bare_rate(args.bundle, args.photos, args.batch_size))
+        print(
+            f"start {attempt + 1}: {rates[-1]:.1f} images a second, the bare network {bare[-2]:.1f} and {bare[-1]:.1f}",
+            flush=True,
+        )
     total = time.monotonic() - begin
-    after = bare_rate(args.bundle, args.photos, args.batch_size)
+    shares = [rate / statistics.mean(own) for rate, own in zip(rates, itertools.pairwise(bare), strict=True)]
     lines = out.read_text().splitlines()[1:]
     paths = {line.split(",")[0] for line in lines}
-    memory = [own[1] for own in samples if own[1]]
-    quarter = len(memory) // 4
     found: dict[str, Any] = {
         "machine": {**machine(), "processors": os.cpu_count()},
         "count": args.count,
@@ -143,12 +150,15 @@ def main() -> None:
         "distinct_rows": len(paths),
         "kills": kills,
         "seconds": total,
-        "bare_rate": [before, after],
+        "bare_rate": bare,
         "job_rate": rates,
-        "share_of_bare": statistics.median(rates) / ((before + after) / 2),
+        "share_of_bare": {"median": statistics.median(shares), "least": min(shares), "most": max(shares)},
         "memory": {
-            "peak": max(memory),
-            "median_of_quarters": [statistics.median(memory[i * quarter : (i + 1) * quarter]) for i in range(4)],
+            "peak": max(map(max, memory)),
+            # Of each start, the medians of its first and its last third.
+            "of_starts": [
+                [statistics.median(own[: len(own) // 3]), statistics.median(own[-len(own) // 3 :])] for own in memory
+            ],
         },
         "backbone": load(args.bundle, device="cpu").bundle.architecture.get("backbone"),
         "size": list(load(args.bundle, device="cpu").bundle.preprocessing.size),

@@ -1,8 +1,8 @@
-"""Why an image has its labels: what stages, groups and related labels add to a logit, and a picture of where the network looked.
+"""Why an image has its labels: what adds to a logit, the label's strongest groups, and a picture of where the network looked.
 
     python examples/explain.py BUNDLE IMAGE [PICTURE.png]
 
-Prints for the likeliest label the parts of its logit and their sum, and writes the picture.
+Prints for the likeliest label the parts of its logit, their sum and its groups, and writes the picture.
 """
 
 import sys
@@ -21,5 +21,9 @@ parts |= {"residual": row["residual"]["contribution"], "constant": row["constant
 for name, value in parts.items():
     print(f"  {name:<10} {value:+.3f}")
 print(f"  sum        {sum(parts.values()):+.3f}")
+for group in found.groups[label.name][:3]:
+    print(
+        f"  group {group['group']}: {group['contribution']:+.3f} of the logit, {group['membership']:.0%} of the label"
+    )
 found.plot().savefig(picture)
 print(picture)

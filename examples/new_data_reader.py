@@ -1,4 +1,4 @@
-"""A reader of your own: three methods, and splits, checks, training and evaluation take it like any other.
+"""A reader of your own: registered, a data set in its layout is opened, split, trained on and evaluated like any other.
 
     python examples/new_data_reader.py
 
@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from msrn.data import LabelledImages, Source
+from msrn.data import LabelledImages, Source, open_source, register_source
+from msrn.data.source import Problem
 
 
+@register_source
 class LabelsInNames(Source):
     """Photos in the folders train, val and test, named by their labels."""
 
     layout = "labels in names"
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, problems: list[Problem] | None = None) -> None:
+        self.root, self.problems = root, problems
         self.splits = tuple(split for split in ("train", "val", "test") if (root / split).is_dir())
         self.label_names = tuple(sorted({label for path in root.glob("*/*.png") for label in self._labels(path)}))
 
@@ -44,7 +46,7 @@ for split, names in {"train": ["cat+dog-1", "cat-2", "dog-3"], "val": ["cat-4"]}
     for name in names:
         Image.new("RGB", (8, 8)).save(root / split / f"{name}.png")
 
-source = LabelsInNames(root)
+source = open_source(root)
 print(source.label_names)
 for split in source.splits:
     print(split, source.read(split).target.tolist())

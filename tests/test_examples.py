@@ -16,7 +16,7 @@ PRINTS = {
     "compare_heads": r"avg_pool +mAP .* ± .*\nmsrn +mAP .* ± .*\naverage pooling minus MSRN: -?\d.*\n",
     "new_backbone": r"(\w+: channels of its stages \[\d+, \d+, \d+\], logits \(2, 5\)\n){3}",
     "new_data_reader": r"\('cat', 'dog'\)\ntrain \[\[1, 1\], \[1, 0\], \[0, 1\]\]\nval \[\[1, 0\]\]\n",
-    "explain": r"\S.*: probability 0\.\d\d, logit (-?\d\.\d+)\n(?:.*\n)+  sum +([+-]\d\.\d+)\n.*why\.png\n",
+    "explain": r"\S.*: probability 0\.\d\d, logit (-?\d\.\d+)\n(?:.*\n)+  sum +([+-]\d\.\d+)\n(?:  group .*\n)+.*why\.png\n",
     "serve": r"\[.*\]\n\S.*: most of it at \[.*\] .*\nexit code 0\n",
     "export_to_a_phone": r"original (\[.*\])\nfp32: .* MB \1\nint8: .* MB \[.*\]\n",
 }

@@ -58,13 +58,7 @@ def test_the_wheel_works_in_an_empty_environment(dist: Path, tmp_path: Path) -> 
 
     assert msrn("--version").startswith("msrn ")
     assert "PyTorch" in msrn("doctor")
-    small = [
-        "data.size=[48,48]",
-        "trainer.max_epochs=1",
-        "model.backbone=resnet10t",
-        "model.dim=16",
-        "data.num_workers=0",
-    ]
-    msrn("train", "scenes", *small, "model.backbone_options={channels: [8, 8, 16, 16]}", "--out", "run")
-    picture = next((Path.home() / ".cache" / "msrn" / "scenes").rglob("*.jpg"))
-    assert "labels" in msrn("predict", "run/bundle", str(picture), "--top", "3", "--json", "-")
+    assert "MSRN on the test split, read once" in msrn("demo", "--epochs", "1", "--out", "demo")
+    picture = "demo/data/images/test/00000.jpg"
+    assert "labels" in msrn("predict", "demo/bundle", picture, "--top", "3", "--json", "-")
+    assert "logit" in msrn("explain", "demo/bundle", picture, "--top", "1", "--out", "why")

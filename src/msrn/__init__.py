@@ -2,7 +2,7 @@
 
     import msrn
 
-    predictor = msrn.load("runs/demo/bundle")
+    predictor = msrn.load("msrn-demo/bundle")
     print(predictor.predict("photo.jpg"))
 
 Importing msrn loads neither PyTorch nor Lightning nor timm: a name brings its module in when it is first used.

@@ -67,7 +67,7 @@ def compare(
     ablations: Annotated[
         bool,
         typer.Option(
-            "--ablations", help="Also MSRN without or with another of its parts; docs/comparison.md lists them."
+            "--ablations", help="Also MSRN without or with another of its parts, such as groups, graph or residual."
         ),
     ] = False,
     search_ablations: Annotated[

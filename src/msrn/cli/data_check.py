@@ -37,7 +37,12 @@ _NUM_PROBLEMS = 10
 
 
 def check(
-    source: Annotated[Path, typer.Argument(help="Labelled images; the layout is recognised (docs/data.md).")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
+        ),
+    ],
     labels: Annotated[
         str | None,
         typer.Option(

@@ -36,7 +36,12 @@ EPILOG = """Examples:
 
 
 def split(
-    source: Annotated[Path, typer.Argument(help="Labelled images; the layout is recognised (docs/data.md).")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(

@@ -26,7 +26,12 @@ EPILOG = """Examples:
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    data: Annotated[Path, typer.Option(help="Labelled images; the layout is recognised (docs/data.md).")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,

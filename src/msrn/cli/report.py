@@ -31,7 +31,12 @@ JSON_FILE = "report.json"
 
 def report(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    data: Annotated[Path, typer.Option(help="Labelled images; the layout is recognised (docs/data.md).")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
     out: Annotated[
         Path | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from msrn.data.check import DataReport, check_source
     from msrn.data.images import list_images, read_image
-    from msrn.data.open import open_source
+    from msrn.data.open import open_source, register_source
     from msrn.data.packed import PackedImage
     from msrn.data.source import SPLITS, LabelledImages, Problem, Source
     from msrn.data.split import check_disjoint, check_files, hold_out, split_hash, split_images
@@ -28,6 +28,7 @@ _HOMES = {
     "hold_out": "msrn.data.split",
     "list_images": "msrn.data.images",
     "open_source": "msrn.data.open",
+    "register_source": "msrn.data.open",
     "read_image": "msrn.data.images",
     "split_hash": "msrn.data.split",
     "split_images": "msrn.data.split",
@@ -49,6 +50,7 @@ __all__ = [
     "list_images",
     "open_source",
     "read_image",
+    "register_source",
     "split_hash",
     "split_images",
     "verify_split",

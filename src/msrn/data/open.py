@@ -23,6 +23,27 @@ _READERS = (
     ("msrn.data.webdataset", "WebDatasetSource"),
 )
 
+_REGISTERED: list[type[Source]] = []
+
+
+def register_source(reader: type[Source]) -> type[Source]:
+    """Let `open_source`, and all that opens data by its path, ask a reader of yours first, in this process.
+
+    Its initialiser takes the path, and `problems` by name.
+
+    Example:
+        >>> @register_source
+        ... class Sketches(Source):
+        ...     layout = "sketches"
+        ...     def __init__(self, path, *, problems=None): ...
+        ...     @classmethod
+        ...     def recognises(cls, path):
+        ...         return path.suffix == ".sketches"
+        >>> _REGISTERED.remove(Sketches)
+    """
+    _REGISTERED.append(reader)
+    return reader
+
 
 def open_source(
     path: str | Path, *, problems: list[Problem] | None = None, allow_outside: bool = False, **options: Any
@@ -60,6 +81,7 @@ def open_source(
 
 def _readers() -> Iterator[type[Source]]:
     """Each imported only when it is asked."""
+    yield from _REGISTERED
     for module, name in _READERS:
         yield getattr(import_module(module), name)
 

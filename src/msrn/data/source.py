@@ -174,7 +174,10 @@ class Source(ABC):
         """
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
-            raise EmptySplitError(f"{self.shown} has no split '{split}'; it has: {known}. Choose one of these.")
+            raise EmptySplitError(
+                f"{self.shown} has no split '{split}'; it has: {known}. Choose one of these"
+                "; recipes do so by data.train, data.val and data.test, with null for none."
+            )
         bad = [name for name in self.label_names if not is_utf8(name)]
         if bad:
             raise DataError(f"{self.root} names a label that is not UTF-8: {bad[0]!r}. Rename it.")

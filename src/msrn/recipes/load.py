@@ -53,7 +53,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         ) from None
     if not isinstance(values, dict):
         raise RecipeError(
-            f"{name_or_path} holds {type(values).__name__}, expected keys and values. See docs/recipes.md."
+            f"{name_or_path} holds {type(values).__name__}, expected keys and values, as `msrn recipe show scenes` prints them."
         )
     values.setdefault("name", path.stem if is_path else str(name_or_path))
     for override in overrides:
@@ -116,7 +116,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         below = section.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise RecipeError(f"'{key}' goes below '{parent}', which is a value. See docs/recipes.md for the keys.")
+            raise RecipeError(
+                f"'{key}' goes below '{parent}', which is a value. `msrn recipe show scenes` lists all keys."
+            )
         section = below
     section[leaf] = value
 

@@ -37,7 +37,7 @@ def recipe_reference() -> str:
             ]
             for key, below in section.model_fields.items():
                 lines.append(
-                    f"| `{name}.{key}` | `{_shown(below.default)}` | {below.description}{_choices(below.annotation)} |"
+                    f"| `{name}.{key}` | `{_shown(below.default)}` | {_cell(below.description, _choices(below.annotation))} |"
                 )
             lines.append("")
     return "\n".join(lines)
@@ -53,6 +53,11 @@ def _words(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return list(dict.fromkeys(word for own in get_args(annotation) for word in _words(own)))
+
+
+def _cell(*texts: str | None) -> str:
+    """Texts as a cell of a table holds them."""
+    return "".join(text or "" for text in texts).replace("|", "\\|")
 
 
 def _shown(value: Any) -> str:

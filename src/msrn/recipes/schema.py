@@ -401,7 +401,7 @@ def _explain(problem: Any) -> str:
         hint = (
             f"did you mean '{close}'?"
             if (close := _nearest(key, siblings, known))
-            else "see docs/recipes.md for all keys"
+            else "`msrn recipe show scenes` lists all keys"
         )
         return f"unknown key '{key}', {hint}"
     if problem["type"] == "value_error":
