@@ -172,7 +172,7 @@ def main() -> None:
             "mean": float(difference.mean()),
             "standard_error": error,
         }
-    for index, kind in enumerate(("deletion", "insertion")):
+    for index, kind in enumerate(("deletion", "insertion") if args.curves > 1 else ()):
         ours = np.array([own[index] for own in curves["all together"]])
         for name in ("Grad-CAM", "Grad-CAM, aligned as ours", "residual", "random order"):
             difference = ours - np.array([own[index] for own in curves[name]])

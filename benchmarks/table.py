@@ -487,6 +487,19 @@ def export() -> str:
 
 
 # Page and marker of every table.
+def attention_errors() -> str:
+    """The forms of attention beside the plain formula in float64."""
+    found = read("attention-errors")
+    names = ("pooled", "gradient to features", "gradient to embeddings")
+    forms = {"reference": "plain form", "cpu": "`cpu`", "nodes": "`nodes`"}
+    rows = [
+        [row["embeddings"], forms[row["form"]], row["dtype"]]
+        + [f"{row[name]['error']:.1e} of {row[name]['greatest']:.2g}" for name in names]
+        for row in found["rows"]
+    ]
+    return lines(["embeddings", "form", "numbers", *names], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "heads": ("README.md", heads),
     **{f"comparison-{name}": ("docs/parts.md", partial(comparison, name)) for name in COMPARISONS},
@@ -496,6 +509,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
         if (RESULTS / f"parts-{name}.json").exists()
     },
     "bounds": ("docs/attention.md", bounds),
+    "attention-errors": ("docs/attention.md", attention_errors),
     "goals": ("docs/attention.md", attention_goals),
     "times": ("docs/attention.md", attention_times),
     "memory": ("docs/attention.md", attention_memory),

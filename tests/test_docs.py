@@ -150,6 +150,17 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
         "the site asks nobody for anything"
     )
 
+    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    found = set(re.findall(r'id="(msrn\.[\w.]+)"', api))
+    assert {f"msrn.{name}" for name in msrn.__all__ if not name.startswith("__")} <= found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_of_tables_have_the_cells_of_their_header(page: Path) -> None:
+    for table in re.findall(r"^\|.*\n\| ?:?-.*\n(?:\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1, table[:200]
+
 
 def test_links_to_files_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"):
