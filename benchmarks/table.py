@@ -441,25 +441,22 @@ def serving() -> str:
 def tagging() -> str:
     """How fast many files are tagged, and what kills cost."""
     found = read("tagging")
-    share = found["share_of_bare"]
+    bare = sum(found["bare_rate"]) / len(found["bare_rate"])
     height, width = found["size"]
     rows = [
         ["files, real photos repeated under distinct names", f"{found['count']:,}"],
         ["network, processors", f"{found['backbone']} at {height} x {width} px, {found['machine']['processors']}"],
         [
-            "bare network on tensors in memory, images a second, before, between and after the starts",
-            ", ".join(f"{own:.1f}" for own in found["bare_rate"]),
+            "bare network on tensors in memory, images a second, before and after",
+            " and ".join(f"{own:.1f}" for own in found["bare_rate"]),
         ],
         ["the job, images a second, each start", ", ".join(f"{own:.1f}" for own in found["job_rate"])],
-        [
-            "the job's share of the bare network's rate just before and after, median and range",
-            f"{share['median']:.2f} ({share['least']:.2f} to {share['most']:.2f})",
-        ],
+        ["the job's share of the bare network's mean rate", f"{found['share_of_bare']:.2f} of {bare:.1f}"],
         ["kills, behind how many images", ", ".join(f"{own['images_in_parts']:,}" for own in found["kills"])],
         ["rows, distinct rows", f"{found['rows']:,}, {found['distinct_rows']:,}"],
         [
-            "memory of the job and its workers, MB, medians of the first and the last third of each start",
-            ", ".join(f"{first / 1e6:,.0f} → {last / 1e6:,.0f}" for first, last in found["memory"]["of_starts"]),
+            "memory of the job and its workers, MB, medians of four quarters of its time",
+            ", ".join(f"{own / 1e6:,.0f}" for own in found["memory"]["median_of_quarters"]),
         ],
     ]
     return lines(["", ""], rows)

@@ -2,15 +2,13 @@
 
     python benchmarks/tagging.py BUNDLE FOLDER_OF_PHOTOS --count 100000 --work FOLDER --json benchmarks/results/tagging.json
 
-The folder --work gets --count photos of distinct names (hard links to a copy of each). The job is `msrn predict --out` in a process
-of its own, killed by SIGKILL with its workers at three random moments and started again. The bare network runs on tensors that are
-already in memory, with as many threads as there are processors, before and after every start; a start's share is its rate beside
-the mean of the two. Memory is the sum of the resident sets (shared pages divided among those that share them) of the job and its
-workers, every second.
+The folder --work gets --count photos of distinct names (hard links to a copy of each). The bare network runs on tensors that are
+already in memory, with as many threads as there are processors, before the job and after it; the job is `msrn predict --out` in a
+process of its own, killed by SIGKILL with its workers at three random moments and started again. Memory is the sum of the resident
+sets (shared pages divided among those that share them) of the job and its workers, every second.
 """
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -31,7 +29,7 @@ from msrn.machine import machine
 from msrn.predict import load
 
 NUM_KILLS = 3
-BARE_SECONDS = 25.0
+BARE_SECONDS = 45.0
 
 
 def make_files(photos: Path, folder: Path, count: int) -> None:
@@ -92,7 +90,8 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.work / "files").exists():
         make_files(args.photos, args.work, args.count)
-    bare = [bare_rate(args.bundle, args.photos, args.batch_size)]
+    before = bare_rate(args.bundle, args.photos, args.batch_size)
+    print(f"bare network: {before:.1f} images a second")
     out = args.work / "tags.csv"
     parts = args.work / "tags.csv.parts"
     command = [sys.executable, "-m", "msrn.cli.main", "predict", args.bundle, args.work / "files", "--out", out]
@@ -101,7 +100,7 @@ def main() -> None:
     rng = random.Random(0)
     kills: list[dict[str, float]] = []
     rates: list[float] = []
-    memory: list[list[int]] = []
+    samples: list[list[float]] = []
 
     def num_done() -> int:
         last = max(parts.glob("*.jsonl"), default=None)
@@ -116,12 +115,10 @@ def main() -> None:
         goal = args.count * (attempt + rng.uniform(0.4, 0.9)) / (NUM_KILLS + 1)
         job = subprocess.Popen(command, env=environment, start_new_session=True)
         marks: list[tuple[float, int]] = []
-        memory.append([])
         while job.poll() is None:
             time.sleep(1.0)
             done = num_done()
-            if held := memory_of(job.pid):
-                memory[-1].append(held)
+            samples.append([time.monotonic() - begin, memory_of(job.pid), done])
             if not marks or done > marks[-1][1]:
                 marks.append((time.monotonic(), done))
             if attempt < NUM_KILLS and done >= goal:
@@ -131,18 +128,14 @@ def main() -> None:
                 kills.append({"after_seconds": time.monotonic() - begin, "images_in_parts": num_done()})
                 break
         # From part to part: starting, and what a kill cost, are left out.
-        if len(marks) <= 2:
-            raise SystemExit("a start was too short to tell its rate: give a greater --count.")
-        rates.append((marks[-1][1] - marks[1][1]) / (marks[-1][0] - marks[1][0]))
-        bare.append(bare_rate(args.bundle, args.photos, args.batch_size))
-        print(
-            f"start {attempt + 1}: {rates[-1]:.1f} images a second, the bare network {bare[-2]:.1f} and {bare[-1]:.1f}",
-            flush=True,
-        )
+        if len(marks) > 2:
+            rates.append((marks[-1][1] - marks[1][1]) / (marks[-1][0] - marks[1][0]))
     total = time.monotonic() - begin
-    shares = [rate / statistics.mean(own) for rate, own in zip(rates, itertools.pairwise(bare), strict=True)]
+    after = bare_rate(args.bundle, args.photos, args.batch_size)
     lines = out.read_text().splitlines()[1:]
     paths = {line.split(",")[0] for line in lines}
+    memory = [own[1] for own in samples if own[1]]
+    quarter = len(memory) // 4
     found: dict[str, Any] = {
         "machine": {**machine(), "processors": os.cpu_count()},
         "count": args.count,
@@ -150,15 +143,12 @@ def main() -> None:
         "distinct_rows": len(paths),
         "kills": kills,
         "seconds": total,
-        "bare_rate": bare,
+        "bare_rate": [before, after],
         "job_rate": rates,
-        "share_of_bare": {"median": statistics.median(shares), "least": min(shares), "most": max(shares)},
+        "share_of_bare": statistics.median(rates) / ((before + after) / 2),
         "memory": {
-            "peak": max(map(max, memory)),
-            # Of each start, the medians of its first and its last third.
-            "of_starts": [
-                [statistics.median(own[: len(own) // 3]), statistics.median(own[-len(own) // 3 :])] for own in memory
-            ],
+            "peak": max(memory),
+            "median_of_quarters": [statistics.median(memory[i * quarter : (i + 1) * quarter]) for i in range(4)],
         },
         "backbone": load(args.bundle, device="cpu").bundle.architecture.get("backbone"),
         "size": list(load(args.bundle, device="cpu").bundle.preprocessing.size),
