@@ -307,3 +307,22 @@ def test_a_key(browser: "Browser", server: RunningServer) -> None:
     page.wait_for_selector("#graph svg")
     assert page.locator("#key-form").is_hidden()
     page.close()
+
+
+def test_another_bundle(browser: "Browser", bundle_dir: Path, tmp_path: Path, photos: list[Path]) -> None:
+    """Photos dropped before a bundle is chosen keep what the other one said; those after it are asked of the chosen one."""
+    with running_server(f"pets={bundle_dir}", tmp_path / "log", f"scenes={bundle_dir}") as server:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(server.address)
+        page.wait_for_selector("#graph svg")
+        assert page.locator("#model option").all_text_contents() == ["pets", "scenes"]
+        drop(page, photos[:1])
+        page.locator("#model").select_option("scenes")
+        page.wait_for_function("document.getElementById('model').value === 'scenes'")
+        page.wait_for_selector("#graph svg")
+        drop(page, photos)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download JSON").click()
+        said = json.loads(Path(download.value.path()).read_text())
+        assert [own["model"] for own in said] == ["pets", "scenes", "scenes"], said
+        page.close()

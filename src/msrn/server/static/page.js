@@ -11,6 +11,7 @@ const at = (id) => document.getElementById(id);
 const results = [];
 let model = null;
 let graph = null;
+let started = null; // a promise: photos that come while a bundle is being asked about wait for it
 
 const strictness = () => Number(at("strictness").value);
 const say = (text) => {
@@ -53,7 +54,8 @@ async function addFiles(files) {
   const photos = [...files].filter(isPhoto);
   const others = [...files].filter((file) => !isPhoto(file)).map((file) => file.name);
   if (!photos.length) return say("Nothing there is an image. Choose JPEG, PNG, WebP or GIF files.");
-  if (!model) return say("The server has not answered yet.");
+  await started;
+  if (!model) return;
   const added = photos.map((file) => new Result(file, model.name, model.can_explain, chosen));
   for (const result of added) {
     results.push(result);
@@ -122,15 +124,15 @@ at("clear").addEventListener("click", () => {
 });
 at("model").addEventListener("change", (event) => {
   for (const result of results) if (result.chosen) result.choose(null);
-  start(event.target.value);
+  started = start(event.target.value);
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = at("key").value.trim();
   if (!canBeKey(given)) return say("The key is wrong: keys are made of ASCII characters.");
   useKey(given);
-  start();
+  started = start();
 });
 
 showStrictness();
-start();
+started = start();
