@@ -16,11 +16,14 @@ import pytest
 import torch
 from command_line import run
 from image_files import bomb
+from PIL import EpsImagePlugin, Image
 from tiny_bundle import TINY, noise
 
 from msrn.bulk.writers import FORMATS, About, write_csv
 from msrn.data import open_source
-from msrn.errors import DataError, MSRNError
+from msrn.data.images import read_image
+from msrn.data.packed import TarMember
+from msrn.errors import DataError, MSRNError, UnreadableImageError
 from msrn.export import OnnxPredictor
 
 Lost = Callable[[Any, Any, str], None]
@@ -309,6 +312,86 @@ def test_bombs(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     assert "bomb.png" in errors
     answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
     lost([f"{number}.png" for number in range(8)], answered, "other images")
+
+
+@pytest.mark.fault("an image of a format whose reader starts a program")
+def test_formats(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, marker: Path, lost: Lost
+) -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    (photos.parent / "bin").mkdir()
+    program = photos.parent / "bin" / "gs"
+    program.write_text(f"#!/bin/sh\nmkdir -p '{marker}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # what was found before
+    evil = photos / "evil.png"
+    evil.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with Image.open(evil) as image, pytest.raises(OSError, match="cannot"):
+        image.load()
+    marker.rmdir()  # so it would run
+    packed = io.BytesIO(evil.read_bytes())
+    with tarfile.open(photos.parent / "0.tar", "w") as tar:
+        info = tarfile.TarInfo("evil.png")
+        info.size = len(packed.getvalue())
+        tar.addfile(info, packed)
+    for path in (evil, TarMember(photos.parent / "0.tar", "evil.png")):
+        with pytest.raises(UnreadableImageError, match=r"evil\.png: not an image that msrn reads \(JPEG, PNG"):
+            read_image(path, min_size=(4, 4))
+    code, out, errors = run(capsys, "predict", bundle_dir, photos, "--json", "-")
+    assert code == 1
+    assert "evil.png: not an image that msrn reads" in errors
+    answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
+    lost([f"{number}.png" for number in range(8)], answered, "other images")
+    assert run(capsys, "explain", bundle_dir, evil, "--out", photos.parent / "why")[0] == 1
+    with (photos / "labels.csv").open("a") as table:
+        table.write("\nevil.png,cat,train")
+    code, out, _ = run(capsys, "data", "check", photos, "--decode", "all")
+    assert code == 1
+    assert "unreadable image" in out
+    assert not marker.exists()
+
+
+@pytest.mark.fault("pipes and devices that are called images, and names that no file can have")
+def test_pipes(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    """Whoever opens a pipe waits for ever; these commands end."""
+    os.mkfifo(photos / "pipe.png")
+    (photos / "device.png").symlink_to("/dev/zero")
+    os.mkfifo(photos / "t.csv")
+    os.mkfifo(photos / "0.tar")
+    code, out, errors = run(capsys, "predict", bundle_dir, photos, "--json", "-")
+    assert code == 1
+    assert "pipe.png: a pipe or a device, expected an image file" in errors
+    answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
+    lost([f"{number}.png" for number in range(8)], answered, "other images")
+    long = f"{'a' * 5000}.png"
+    rows = [
+        "pipe.png",
+        "device.png",
+        "0.tar/0.png",
+        long,
+        f"b.tar/{long}",
+        f"{'c' * 5000}.tar/0.png",
+        "d/" * 2000 + "train/0",
+    ]
+    with (photos / "labels.csv").open("a") as table:
+        table.write("".join(f"\n{name},cat,train" for name in rows))
+    code, out, errors = run(capsys, "data", "check", photos, "--json", "-")
+    assert code == 1
+    assert "did not expect" not in errors
+    found = [problem for problem in json.loads(out)["problems"] if problem["severity"] == "error"]
+    lost(
+        rows,
+        [name for name in rows for problem in found if problem["message"].startswith(f"{photos}/{name}")],
+        "problems",
+    )
+    options = ["--out", photos.parent / "tags.jsonl", "--workers", "0"]
+    assert run(capsys, "predict", bundle_dir, photos / "labels.csv", *options)[0] == 0
+    failed = [json.loads(line)["path"] for line in (photos.parent / "tags.jsonl.errors.jsonl").read_text().splitlines()]
+    lost([f"{photos}/{name}" for name in rows], failed, "images that are listed as unreadable")
+    code, _, errors = run(capsys, "data", "check", photos / "t.csv")
+    assert code == 1
+    assert "Traceback" not in errors
 
 
 @pytest.mark.fault("formulas in the cells of a CSV")

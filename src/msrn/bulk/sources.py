@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from msrn.data.images import IMAGE_SUFFIXES
-from msrn.data.packed import PackedImage, TarMember, walk_tar
+from msrn.data.packed import PackedImage, TarMember, is_file, walk_tar
 from msrn.data.records import SUFFIXES, read_records
 from msrn.data.source import is_outside
 from msrn.data.table import PATH_COLUMNS
@@ -321,7 +321,7 @@ def _named(name: str, folder: Path | None = None) -> ImageRef:
     if folder is not None and not path.is_absolute():
         path = folder / path
     archive, suffix, member = str(path).partition(f".tar{os.sep}")
-    return TarMember(Path(f"{archive}.tar"), member) if suffix and Path(f"{archive}.tar").is_file() else path
+    return TarMember(Path(f"{archive}.tar"), member) if suffix and is_file(Path(f"{archive}.tar")) else path
 
 
 def _expanded(name: str) -> Path:
@@ -359,7 +359,7 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
     except OSError:
         return
-    for name, is_folder, is_file in found:
+    for name, is_folder, is_plain in found:
         if name.startswith(".") and not first.startswith("."):
             continue
         if first == "**":
@@ -368,5 +368,5 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         elif fnmatch.fnmatchcase(name, first):
             if rest and is_folder:
                 yield from _below(folder / name, rest)
-            elif not rest and is_file:
+            elif not rest and is_plain:
                 yield folder / name

@@ -37,6 +37,7 @@ def find_parquet(path: Path) -> list[Path]:
     else:
         of_folders = sorted(file for folder in folders_of_splits(path) for file in folder.glob("*.parquet"))
         files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")) or of_folders
+        files = [file for file in files if file.is_file()]
     return files if files and _holds_images(files[0]) else []
 
 
@@ -114,7 +115,7 @@ def find_image(path: str) -> DatasetImage | None:
 @cache
 def _images_in(root: str) -> dict[str, Any]:
     """The undecoded images by split of the data set at a path; empty where there is none."""
-    if not Path(root).exists() or not HuggingFaceSource.recognises(Path(root)):
+    if not os.path.exists(root) or not HuggingFaceSource.recognises(Path(root)):  # noqa: PTH110
         return {}
     found = {}
     for name, dataset in _load(root).items():

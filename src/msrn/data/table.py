@@ -51,7 +51,11 @@ def find_tables(path: Path) -> dict[str | None, Path]:
 
 def _tables_in(folder: Path) -> list[Path]:
     # Hidden files include the "._name.csv" that macOS leaves on foreign disks.
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _named(files: Sequence[Path]) -> Path | None:
@@ -358,7 +362,7 @@ class TableSource(Source):
 def _image_at(path: str) -> Path | PackedImage:
     """The file at a path, or what it names in a tar archive or in a Hugging Face data set."""
     archive, suffix, member = path.partition(f".tar{os.sep}")
-    if member and not Path(archive + suffix).is_dir():
+    if member and not os.path.isdir(archive + suffix):  # noqa: PTH112
         return TarMember(Path(f"{archive}.tar"), member)
     if path[-1].isdecimal():  # a file of images has a suffix, the row of a data set has none
         from msrn.data.huggingface import find_image
