@@ -304,6 +304,90 @@ def test_paths(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     lost(set(before) - set(table), [file for file in files_of(photos.parent) if ".parts" not in file[0]], "other files")
 
 
+def parquet_of_paths(folder: Path, path: Path) -> Path:
+    """A data set of Hugging Face's that holds no image, only where one lies."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    folder.mkdir()
+    table = pa.table({"image": pa.array([{"bytes": None, "path": str(path)}], kind), "label": ["cat"]})
+    parquet.write_table(table, folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.fault("paths in a table that lead into archives and data sets elsewhere")
+@pytest.mark.parametrize("cell", ["../secret.png", "../secret.tar/0.png", "../set/train/0", "{}/secret.tar/0.png"])
+def test_packed_paths(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, lost: Lost, cell: str
+) -> None:
+    """Nor does a path into an archive or a data set; neither is opened."""
+    from msrn.data import huggingface
+
+    secret = photos.parent / "secret.png"
+    noise(0).save(secret)
+    with tarfile.open(photos.parent / "secret.tar", "w") as tar:
+        tar.add(secret, "0.png")
+    parquet_of_paths(photos.parent / "set", secret)
+    loaded: list[str] = []
+    monkeypatch.setattr(huggingface, "_load", lambda path: loaded.append(path) or {})
+    table = photos / "labels.csv"
+    table.write_text(f"path,labels,split\n0.png,cat,train\n{cell.format(photos.parent)},dog,val\n")
+    source = open_source(table)
+    assert len(source.read("train")) == 1
+    with pytest.raises(DataError, match=r"1 images of .* lie outside of .*--allow-outside"):
+        source.read("val")
+    code, out, _ = run(capsys, "data", "check", table, "--json", "-")
+    assert code == 1
+    (problem,) = [problem for problem in json.loads(out)["problems"] if problem["kind"] == "outside"]
+    assert problem["line"] == 3
+    code, _, errors = run(capsys, "evaluate", bundle_dir, "--data", table, "--split", "val")
+    assert code == 1
+    assert "lie outside of" in errors
+    assert loaded == []
+    lost([1], [len(open_source(table, allow_outside=True).read("val"))], "images that are allowed")
+
+
+@pytest.mark.fault("rows of a data set that hold a path in place of an image")
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_paths_in_a_data_set(photos: Path, lost: Lost, is_absolute: bool) -> None:
+    """A row of Parquet may hold a path in place of an image."""
+    pytest.importorskip("datasets")
+    secret = photos.parent / "secret.png"
+    noise(0).save(secret)
+    folder = parquet_of_paths(photos.parent / "set", secret if is_absolute else Path("../secret.png"))
+    (image,) = open_source(folder).read("train").paths
+    with pytest.raises(
+        UnreadableImageError, match=r"set/train/0: the row names .* outside of .*set\. .*--allow-outside"
+    ):
+        read_image(image)
+    (folder.parent / "t.csv").write_text("path,labels\nset/train/0,cat\n")
+    (image,) = open_source(folder.parent / "t.csv").read("train").paths
+    with pytest.raises(UnreadableImageError, match="outside of"):
+        read_image(image)
+    (image,) = open_source(folder, allow_outside=True).read("train").paths
+    lost([noise(0).tobytes()], [read_image(image).tobytes()], "images that are allowed")
+
+
+@pytest.mark.fault("addresses in a table")
+def test_addresses(capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    """A table makes nobody fetch anything."""
+    fetched: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: fetched.append(request) or io.BytesIO(b""))
+    (photos / "labels.csv").write_text("path\n0.png\nhttp://127.0.0.1/secret.png\n")
+    options = ["--out", photos.parent / "tags.jsonl", "--workers", "0"]
+    code, _, errors = run(capsys, "predict", bundle_dir, photos / "labels.csv", *options)
+    assert code == 1
+    assert "labels.csv:3: http://127.0.0.1/secret.png lies outside of" in errors
+    assert "--allow-outside" in errors
+    assert fetched == []
+    assert not (photos.parent / "tags.jsonl").exists()
+    assert run(capsys, "predict", bundle_dir, photos / "labels.csv", *options, "--allow-outside")[0] == 0
+    assert len(fetched) == 1
+    answered = [json.loads(line)["path"] for line in (photos.parent / "tags.jsonl").read_text().splitlines()]
+    lost([f"{photos}/0.png"], answered, "images of the folder")
+
+
 @pytest.mark.fault("an image that claims more pixels than memory holds")
 def test_bombs(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     (photos / "bomb.png").write_bytes(bomb(60_000, 60_000))

@@ -139,7 +139,7 @@ def find_images(
             relative paths start at the table's folder), tar archives, http(s) addresses, files, folders and globs of file systems
             that fsspec knows (`s3://bucket/photos`), and `-` for names on standard input, one a line.
         path_column: The tables' column of paths; by default one of the usual names.
-        allow_outside: Let tables name files outside of their folders, and addresses other than http(s).
+        allow_outside: Let tables name files outside of their folders, and addresses.
         lines: Read in place of standard input.
 
     Raises:
@@ -298,19 +298,13 @@ def _images_of_table(table: Path, options: _TableOptions) -> Iterator[ImageRef]:
                 f"{table}:{line}: no path in the column '{names[column]}'. Fill it in, or leave the row out."
             )
         image = _named(name, table.parent)
-        if not options.allow_outside and _leads_out(image, table.parent):
+        if not options.allow_outside and (isinstance(image, RemoteImage) or is_outside(image, table.parent)):
+            what = " and would be fetched" if isinstance(image, RemoteImage) else ""
             raise DataError(
-                f"{table}:{line}: {name} lies outside of {table.parent}. If these are the images you mean, allow it by "
+                f"{table}:{line}: {name} lies outside of {table.parent}{what}. If these are the images you mean, allow it by "
                 "--allow-outside."
             )
         yield image
-
-
-def _leads_out(image: ImageRef, folder: Path) -> bool:
-    """Whether an image that a table names is none of its folder's; addresses on the web are nobody's files."""
-    if isinstance(image, RemoteImage):
-        return not image.address.startswith(_SCHEMES)
-    return is_outside(image.archive if isinstance(image, TarMember) else Path(image), folder)
 
 
 def _named(name: str, folder: Path | None = None) -> ImageRef:

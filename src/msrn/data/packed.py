@@ -53,6 +53,11 @@ class PackedImage(os.PathLike[str]):
         """Whether the archive is there."""
 
     @property
+    def place(self) -> Path | None:
+        """The file or folder on disk that it lies in, so that one outside of a data set is noticed; None where it lies in none."""
+        return None
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return os.path.basename(os.fspath(self))  # noqa: PTH119
@@ -95,6 +100,11 @@ class TarMember(PackedImage):
 
     def __fspath__(self) -> str:
         return f"{self.archive}/{self.member}"
+
+    @property
+    def place(self) -> Path:
+        """The archive."""
+        return self.archive
 
     def read_bytes(self) -> bytes:
         """The image file's content.
