@@ -21,8 +21,11 @@ from tiny_bundle import TINY, noise
 
 from msrn.bulk.writers import FORMATS, About, write_csv
 from msrn.data import open_source
+from msrn.data.cells import sorted_labels
 from msrn.data.images import read_image
 from msrn.data.packed import TarMember
+from msrn.data.source import LabelledImages
+from msrn.data.split_table import verify_split, write_split
 from msrn.errors import DataError, MSRNError, UnreadableImageError
 from msrn.export import OnnxPredictor
 
@@ -498,6 +501,38 @@ def test_formulas(tmp_path: Path, lost: Lost) -> None:
     about = About(("cat", "-1"), "m")
     with pytest.raises(MSRNError, match="the label '-1' means in tables that nothing is known"):
         FORMATS["csv"].check(about, tmp_path / "tags.csv", [])
+
+
+@pytest.mark.fault("formulas in a table of splits")
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_formulas_in_splits(tmp_path: Path, lost: Lost, suffix: str) -> None:
+    """`msrn data split` writes what it read elsewhere."""
+    import csv
+
+    signs = ("=1+1", "+x", "-y", "@SUM(A1)", '=HYPERLINK("http://example.org")', "cat")
+    names = sorted_labels(signs)
+    paths = tuple(tmp_path / f"{name.replace('/', ':')}.jpg" for name in names)
+    part = LabelledImages(paths, np.eye(len(names), dtype=np.int8), names, "train")
+    table = tmp_path / f"split.{suffix}"
+    write_split(table, [part])
+    with table.open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file, delimiter="\t" if suffix == "tsv" else ",") for cell in row]
+    assert [cell for cell in cells if cell[:1] in set("=+-@\t\r")] == []
+    verify_split(table)
+    found = open_source(table).read("train")
+    lost(names, found.label_names, "labels")
+    lost(paths, found.paths, "paths")
+    assert (found.target == part.target).all()
+    half_known = LabelledImages(paths, part.target - np.eye(len(names), k=1, dtype=np.int8), names, "train")
+    with pytest.raises(
+        DataError, match=r"the label '.*' cannot head a column .* formula\. Rename it, or write a \.parquet"
+    ):
+        write_split(table, [half_known], overwrite=True)
+    write_split(tmp_path / "other.parquet", [half_known])
+    groups = ("group", {"train": ["=1+1"] * len(names)})
+    with pytest.raises(DataError, match=r"the group '=1\+1' cannot"):
+        write_split(table, [part], extra_column=groups, overwrite=True)
+    verify_split(table)  # what was there is left
 
 
 @pytest.mark.fault("label and file names with markup on pages")
