@@ -26,7 +26,7 @@ from msrn.data.images import read_image
 from msrn.data.packed import TarMember
 from msrn.data.source import LabelledImages
 from msrn.data.split_table import verify_split, write_split
-from msrn.errors import DataError, MSRNError, UnreadableImageError
+from msrn.errors import DataError, ModelError, MSRNError, UnreadableImageError
 from msrn.export import OnnxPredictor
 
 Lost = Callable[[Any, Any, str], None]
@@ -123,6 +123,31 @@ def test_files_that_a_recipe_names(capsys: Any, photos: Path, marker: Path, lost
     assert "did not expect" not in errors
     assert name in errors
     lost(before, files_of(photos), "files")
+
+
+@pytest.mark.fault("code in weights that a library would run")
+@pytest.mark.parametrize("name", ["evil.pth", "evil.bin", "evil.npz", "evil.pt", "evil"])
+def test_weights_before_timm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, marker: Path, lost: Lost, name: str
+) -> None:
+    """Some versions of timm unpickle the file that they are given; they are not given this one."""
+    import timm.models._builder as builder
+
+    from msrn.models import backbone
+
+    def unpickle(path: str, *_: Any, **__: Any) -> Any:
+        return torch.load(path, weights_only=False)["state_dict"]
+
+    evil_torch(tmp_path / name, marker, zipped=name != "evil.bin")
+    unpickle(str(tmp_path / name))
+    marker.rmdir()  # so it would run
+    monkeypatch.setattr(builder, "load_state_dict", unpickle)
+    monkeypatch.setattr(backbone, "load_state_dict", unpickle)
+    before = files_of(tmp_path)
+    with pytest.raises(ModelError, match=rf"{name} does not hold weights .* nothing in it was run\. Give the weights"):
+        backbone.Backbone("resnet10t", weights=tmp_path / name)
+    assert not marker.exists()
+    lost(before, files_of(tmp_path), "files")
 
 
 @pytest.mark.fault("code in a checkpoint that a run goes on from")
