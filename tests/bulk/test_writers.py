@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msrn.bulk.writers import About, _check_csv, write_csv
+from msrn.bulk.writers import About, _check_csv, write_csv, write_sidecars
 from msrn.data import open_source
 from msrn.errors import MSRNError
 
@@ -73,3 +73,26 @@ def test_a_label_alone(tmp_path: Path, label: str) -> None:
 def test_labels_that_no_csv_holds(tmp_path: Path, label: str) -> None:
     with pytest.raises(MSRNError, match=r"read back as another|nothing is known"):
         _check_csv(About(("dog", label), "m"), tmp_path / "t.csv", [])
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("../a.png", "_/a.png"),
+        ("/a/x.png", "a/x.png"),
+        ("http://a/x.png", "http/a/x.png"),
+        ("a", "a.xmp/b.png"),
+        ("a.xmp/b.png", "a"),
+    ],
+)
+def test_no_sidecar_takes_the_place_of_another(tmp_path: Path, paths: tuple[str, str]) -> None:
+    rows = [{"path": path, "labels": [{"name": path, "probability": 0.5}]} for path in paths]
+    (tmp_path / "side").mkdir()
+    (tmp_path / "side" / "old.xmp").write_text("before")
+    with pytest.raises(
+        MSRNError, match=r"the sidecar of another image has its place already, .*\.xmp\. .*--format jsonl"
+    ):
+        write_sidecars(rows, tmp_path / "side", About(paths, "m"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["side", "old.xmp"]  # nothing was lost
+    write_sidecars([rows[0], rows[0]], tmp_path / "side", About(paths, "m"))  # an image that is listed twice
+    assert len([path for path in tmp_path.rglob("*.xmp") if path.is_file()]) == 1

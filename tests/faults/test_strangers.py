@@ -174,16 +174,31 @@ def test_bundle(capsys: Any, photos: Path, bundle_dir: Path, marker: Path, lost:
         evil_torch(evil / name, marker)
     before = run(capsys, "predict", bundle_dir, photos, "--json", "-")[1].splitlines()
     lost(before, run(capsys, "predict", evil, photos, "--json", "-")[1].splitlines(), "answers")
-    evil_torch(evil / "model.safetensors", marker)
-    for command in (
+    table = photos / "labels.csv"
+    commands = (
         ["predict", evil, photos],
         ["labels", "groups", evil],
-        ["export", evil, "--out", evil.parent / "x.onnx"],
-    ):
-        code, _, errors = run(capsys, *command)
-        assert code == 1
-        assert "model.safetensors" in errors
-        assert "did not expect" not in errors
+        ["export", evil, "--out", photos.parent / "x.onnx"],
+        ["evaluate", evil, "--data", table, "--split", "val"],
+        ["thresholds", evil, "--data", table, "--split", "val"],
+        ["report", evil, "--data", table, "--split", "val", "--out", photos.parent / "report"],
+        ["explain", evil, photos / "0.png", "--out", photos.parent / "why"],
+        ["serve", evil, "--port", "0"],
+    )
+    places: list[tuple[str, Callable[[Path, Path], None]]] = [
+        ("model.safetensors", evil_torch),
+        ("model.safetensors", evil_pickle),
+        ("config.json", evil_pickle),
+    ]
+    for name, make in places:
+        shutil.rmtree(evil)
+        shutil.copytree(bundle_dir, evil)
+        make(evil / name, marker)
+        for command in commands:
+            code, _, errors = run(capsys, *command)
+            assert code == 1, command
+            assert name in errors
+            assert "did not expect" not in errors
     assert not marker.exists()
 
 
@@ -308,8 +323,12 @@ def test_archives(capsys: Any, tmp_path: Path, lost: Lost) -> None:
     with pytest.raises(DataError, match=r"'\.\./\.\./evil\.png', which would lie outside of it"):
         open_source(inside / "0.tar")
     options = ["--from", inside / "glove.zip", "--out", tmp_path / "vectors.safetensors"]
-    run(capsys, "labels", "vectors", "cat,dog", *options)
-    (tmp_path / "vectors.safetensors").unlink(missing_ok=True)
+    (inside / "names.txt").write_text("cat\ndog\n")
+    code, _, errors = run(capsys, "labels", "vectors", inside / "names.txt", *options)
+    assert code == 1
+    assert "glove.zip is a zip archive. Unpack it and give one of the text files in it." in errors
+    assert not (tmp_path / "vectors.safetensors").exists()
+    (inside / "names.txt").unlink()
     assert not Path("/tmp/msrn-evil.png").exists()
     lost(before, files_of(tmp_path), "files")
 

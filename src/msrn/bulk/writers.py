@@ -148,12 +148,27 @@ def write_sidecars(rows: Iterable[Row], out: Path, about: About) -> None:
     """A folder with an XMP file an image, named as the image with `.xmp` behind, below the image's own path.
 
     Keywords are `dc:subject`, which is also where the IPTC's keywords stand in XMP; an image that could not be read has none.
+
+    Raises:
+        MSRNError: Two images have the same place, such as `a/x.png` and `/a/x.png`; nothing is written.
     """
     with replace_folder(out) as temporary:
         for row in _readable(rows):
-            path = temporary / f"{_below(row['path'])}.xmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_sidecar([label["name"] for label in row["labels"]], about.model))
+            name = f"{_below(row['path'])}.xmp"
+            sidecar = _sidecar([label["name"] for label in row["labels"]], about.model)
+            try:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                with (temporary / name).open("xb") as file:
+                    file.write(sidecar)
+            except (FileExistsError, NotADirectoryError):
+                if (temporary / name).is_file() and (
+                    temporary / name
+                ).read_bytes() == sidecar:  # as for an image listed twice
+                    continue
+                raise MSRNError(
+                    f"{row['path']}: the sidecar of another image has its place already, {name}. The same command with --format "
+                    "jsonl writes what was found into one file; or name all images by absolute paths."
+                ) from None
 
 
 def write_errors(rows: Iterable[Row], out: Path) -> int:
