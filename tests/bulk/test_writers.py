@@ -47,7 +47,7 @@ def read_back(labels: list[list[str]], folder: Path) -> list[set[str]]:
     return [{name for name, value in zip(images.label_names, row, strict=True) if value == 1} for row in images.target]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), known=st.lists(names, min_size=1, max_size=4, unique=True))
 def test_tags_are_read_back_as_they_were(tmp_path: Path, data: st.DataObject, known: list[str]) -> None:
     """Whatever the labels: they come back, or are refused before anything is written."""
