@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msrn.data.cells import LabelCells, cell_text, is_plain, is_unknown, list_text, shown
+from msrn.data.cells import LabelCells, cell_text, is_plain, is_unknown, list_text, shown, sorted_labels
 
 LABELS = st.text(min_size=1, max_size=8).filter(
     lambda text: text.strip() == text and not set(text) & {"\x01", "\x02"} and not is_unknown(text)
@@ -50,3 +50,8 @@ def test_unknown_beside_a_label_is_no_cell(cell):
     cells = LabelCells([cell, "cat|dog"])
     assert cells.bad_cells == {cell}
     assert cells.label_names == ("cat", "dog")
+
+
+def test_numbers_of_any_length_are_sorted_by_value():
+    long = "1" * 5000
+    assert sorted_labels([long, "٣", "2", "10", "02", f"0{long}", "0"]) == ("0", "02", "2", "٣", "10", f"0{long}", long)

@@ -141,7 +141,7 @@ def test_each_of_twelve_planted_faults_is_found_with_file_and_line(clean, tmp_pa
     texts = [problem.message for problem in report.problems if problem.kind == "unreadable image"]
     assert "an empty file" in texts[0]
     assert "damaged or truncated" in texts[1]
-    assert "not an image that Pillow knows" in texts[2]
+    assert "not an image that msrn reads (JPEG, PNG, " in texts[2]
 
 
 def photos_csv(folder: Path, cells: dict[str, list[str]]) -> Path:

@@ -167,7 +167,10 @@ def test_missing_empty_folder_and_text(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match=r"empty.jpg: an empty file\. Copy it again"):
         read_image(str(tmp_path / "empty.jpg"))
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(UnreadableImageError, match=r"text.jpg: not an image that Pillow knows\. Convert"):
+    with pytest.raises(
+        UnreadableImageError,
+        match=r"text.jpg: not an image that msrn reads \(JPEG, PNG, .*\)\. Convert it to JPEG or PNG, or leave it out\.",
+    ):
         read_image(tmp_path / "text.jpg")
 
 

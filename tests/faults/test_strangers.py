@@ -16,11 +16,17 @@ import pytest
 import torch
 from command_line import run
 from image_files import bomb
+from PIL import EpsImagePlugin, Image
 from tiny_bundle import TINY, noise
 
 from msrn.bulk.writers import FORMATS, About, write_csv
 from msrn.data import open_source
-from msrn.errors import DataError, MSRNError
+from msrn.data.cells import sorted_labels
+from msrn.data.images import read_image
+from msrn.data.packed import TarMember
+from msrn.data.source import LabelledImages
+from msrn.data.split_table import verify_split, write_split
+from msrn.errors import DataError, ModelError, MSRNError, UnreadableImageError
 from msrn.export import OnnxPredictor
 
 Lost = Callable[[Any, Any, str], None]
@@ -119,6 +125,31 @@ def test_files_that_a_recipe_names(capsys: Any, photos: Path, marker: Path, lost
     lost(before, files_of(photos), "files")
 
 
+@pytest.mark.fault("code in weights that a library would run")
+@pytest.mark.parametrize("name", ["evil.pth", "evil.bin", "evil.npz", "evil.pt", "evil"])
+def test_weights_before_timm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, marker: Path, lost: Lost, name: str
+) -> None:
+    """Some versions of timm unpickle the file that they are given; they are not given this one."""
+    import timm.models._builder as builder
+
+    from msrn.models import backbone
+
+    def unpickle(path: str, *_: Any, **__: Any) -> Any:
+        return torch.load(path, weights_only=False)["state_dict"]
+
+    evil_torch(tmp_path / name, marker, zipped=name != "evil.bin")
+    unpickle(str(tmp_path / name))
+    marker.rmdir()  # so it would run
+    monkeypatch.setattr(builder, "load_state_dict", unpickle)
+    monkeypatch.setattr(backbone, "load_state_dict", unpickle)
+    before = files_of(tmp_path)
+    with pytest.raises(ModelError, match=rf"{name} does not hold weights .* nothing in it was run\. Give the weights"):
+        backbone.Backbone("resnet10t", weights=tmp_path / name)
+    assert not marker.exists()
+    lost(before, files_of(tmp_path), "files")
+
+
 @pytest.mark.fault("code in a checkpoint that a run goes on from")
 @pytest.mark.parametrize("which", ["last.ckpt", "best.ckpt"])
 def test_checkpoints(capsys: Any, photos: Path, marker: Path, lost: Lost, which: str) -> None:
@@ -143,16 +174,31 @@ def test_bundle(capsys: Any, photos: Path, bundle_dir: Path, marker: Path, lost:
         evil_torch(evil / name, marker)
     before = run(capsys, "predict", bundle_dir, photos, "--json", "-")[1].splitlines()
     lost(before, run(capsys, "predict", evil, photos, "--json", "-")[1].splitlines(), "answers")
-    evil_torch(evil / "model.safetensors", marker)
-    for command in (
+    table = photos / "labels.csv"
+    commands = (
         ["predict", evil, photos],
         ["labels", "groups", evil],
-        ["export", evil, "--out", evil.parent / "x.onnx"],
-    ):
-        code, _, errors = run(capsys, *command)
-        assert code == 1
-        assert "model.safetensors" in errors
-        assert "did not expect" not in errors
+        ["export", evil, "--out", photos.parent / "x.onnx"],
+        ["evaluate", evil, "--data", table, "--split", "val"],
+        ["thresholds", evil, "--data", table, "--split", "val"],
+        ["report", evil, "--data", table, "--split", "val", "--out", photos.parent / "report"],
+        ["explain", evil, photos / "0.png", "--out", photos.parent / "why"],
+        ["serve", evil, "--port", "0"],
+    )
+    places: list[tuple[str, Callable[[Path, Path], None]]] = [
+        ("model.safetensors", evil_torch),
+        ("model.safetensors", evil_pickle),
+        ("config.json", evil_pickle),
+    ]
+    for name, make in places:
+        shutil.rmtree(evil)
+        shutil.copytree(bundle_dir, evil)
+        make(evil / name, marker)
+        for command in commands:
+            code, _, errors = run(capsys, *command)
+            assert code == 1, command
+            assert name in errors
+            assert "did not expect" not in errors
     assert not marker.exists()
 
 
@@ -277,8 +323,12 @@ def test_archives(capsys: Any, tmp_path: Path, lost: Lost) -> None:
     with pytest.raises(DataError, match=r"'\.\./\.\./evil\.png', which would lie outside of it"):
         open_source(inside / "0.tar")
     options = ["--from", inside / "glove.zip", "--out", tmp_path / "vectors.safetensors"]
-    run(capsys, "labels", "vectors", "cat,dog", *options)
-    (tmp_path / "vectors.safetensors").unlink(missing_ok=True)
+    (inside / "names.txt").write_text("cat\ndog\n")
+    code, _, errors = run(capsys, "labels", "vectors", inside / "names.txt", *options)
+    assert code == 1
+    assert "glove.zip is a zip archive. Unpack it and give one of the text files in it." in errors
+    assert not (tmp_path / "vectors.safetensors").exists()
+    (inside / "names.txt").unlink()
     assert not Path("/tmp/msrn-evil.png").exists()
     lost(before, files_of(tmp_path), "files")
 
@@ -301,6 +351,90 @@ def test_paths(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     lost(set(before) - set(table), [file for file in files_of(photos.parent) if ".parts" not in file[0]], "other files")
 
 
+def parquet_of_paths(folder: Path, path: Path) -> Path:
+    """A data set of Hugging Face's that holds no image, only where one lies."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    folder.mkdir()
+    table = pa.table({"image": pa.array([{"bytes": None, "path": str(path)}], kind), "label": ["cat"]})
+    parquet.write_table(table, folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.fault("paths in a table that lead into archives and data sets elsewhere")
+@pytest.mark.parametrize("cell", ["../secret.png", "../secret.tar/0.png", "../set/train/0", "{}/secret.tar/0.png"])
+def test_packed_paths(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, lost: Lost, cell: str
+) -> None:
+    """Nor does a path into an archive or a data set; neither is opened."""
+    from msrn.data import huggingface
+
+    secret = photos.parent / "secret.png"
+    noise(0).save(secret)
+    with tarfile.open(photos.parent / "secret.tar", "w") as tar:
+        tar.add(secret, "0.png")
+    parquet_of_paths(photos.parent / "set", secret)
+    loaded: list[str] = []
+    monkeypatch.setattr(huggingface, "_load", lambda path: loaded.append(path) or {})
+    table = photos / "labels.csv"
+    table.write_text(f"path,labels,split\n0.png,cat,train\n{cell.format(photos.parent)},dog,val\n")
+    source = open_source(table)
+    assert len(source.read("train")) == 1
+    with pytest.raises(DataError, match=r"1 images of .* lie outside of .*--allow-outside"):
+        source.read("val")
+    code, out, _ = run(capsys, "data", "check", table, "--json", "-")
+    assert code == 1
+    (problem,) = [problem for problem in json.loads(out)["problems"] if problem["kind"] == "outside"]
+    assert problem["line"] == 3
+    code, _, errors = run(capsys, "evaluate", bundle_dir, "--data", table, "--split", "val")
+    assert code == 1
+    assert "lie outside of" in errors
+    assert loaded == []
+    lost([1], [len(open_source(table, allow_outside=True).read("val"))], "images that are allowed")
+
+
+@pytest.mark.fault("rows of a data set that hold a path in place of an image")
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_paths_in_a_data_set(photos: Path, lost: Lost, is_absolute: bool) -> None:
+    """A row of Parquet may hold a path in place of an image."""
+    pytest.importorskip("datasets")
+    secret = photos.parent / "secret.png"
+    noise(0).save(secret)
+    folder = parquet_of_paths(photos.parent / "set", secret if is_absolute else Path("../secret.png"))
+    (image,) = open_source(folder).read("train").paths
+    with pytest.raises(
+        UnreadableImageError, match=r"set/train/0: the row names .* outside of .*set\. .*--allow-outside"
+    ):
+        read_image(image)
+    (folder.parent / "t.csv").write_text("path,labels\nset/train/0,cat\n")
+    (image,) = open_source(folder.parent / "t.csv").read("train").paths
+    with pytest.raises(UnreadableImageError, match="outside of"):
+        read_image(image)
+    (image,) = open_source(folder, allow_outside=True).read("train").paths
+    lost([noise(0).tobytes()], [read_image(image).tobytes()], "images that are allowed")
+
+
+@pytest.mark.fault("addresses in a table")
+def test_addresses(capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    """A table makes nobody fetch anything."""
+    fetched: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: fetched.append(request) or io.BytesIO(b""))
+    (photos / "labels.csv").write_text("path\n0.png\nhttp://127.0.0.1/secret.png\n")
+    options = ["--out", photos.parent / "tags.jsonl", "--workers", "0"]
+    code, _, errors = run(capsys, "predict", bundle_dir, photos / "labels.csv", *options)
+    assert code == 1
+    assert "labels.csv:3: http://127.0.0.1/secret.png lies outside of" in errors
+    assert "--allow-outside" in errors
+    assert fetched == []
+    assert not (photos.parent / "tags.jsonl").exists()
+    assert run(capsys, "predict", bundle_dir, photos / "labels.csv", *options, "--allow-outside")[0] == 0
+    assert len(fetched) == 1
+    answered = [json.loads(line)["path"] for line in (photos.parent / "tags.jsonl").read_text().splitlines()]
+    lost([f"{photos}/0.png"], answered, "images of the folder")
+
+
 @pytest.mark.fault("an image that claims more pixels than memory holds")
 def test_bombs(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     (photos / "bomb.png").write_bytes(bomb(60_000, 60_000))
@@ -309,6 +443,86 @@ def test_bombs(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     assert "bomb.png" in errors
     answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
     lost([f"{number}.png" for number in range(8)], answered, "other images")
+
+
+@pytest.mark.fault("an image of a format whose reader starts a program")
+def test_formats(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, marker: Path, lost: Lost
+) -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    (photos.parent / "bin").mkdir()
+    program = photos.parent / "bin" / "gs"
+    program.write_text(f"#!/bin/sh\nmkdir -p '{marker}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # what was found before
+    evil = photos / "evil.png"
+    evil.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with Image.open(evil) as image, pytest.raises(OSError, match="cannot"):
+        image.load()
+    marker.rmdir()  # so it would run
+    packed = io.BytesIO(evil.read_bytes())
+    with tarfile.open(photos.parent / "0.tar", "w") as tar:
+        info = tarfile.TarInfo("evil.png")
+        info.size = len(packed.getvalue())
+        tar.addfile(info, packed)
+    for path in (evil, TarMember(photos.parent / "0.tar", "evil.png")):
+        with pytest.raises(UnreadableImageError, match=r"evil\.png: not an image that msrn reads \(JPEG, PNG"):
+            read_image(path, min_size=(4, 4))
+    code, out, errors = run(capsys, "predict", bundle_dir, photos, "--json", "-")
+    assert code == 1
+    assert "evil.png: not an image that msrn reads" in errors
+    answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
+    lost([f"{number}.png" for number in range(8)], answered, "other images")
+    assert run(capsys, "explain", bundle_dir, evil, "--out", photos.parent / "why")[0] == 1
+    with (photos / "labels.csv").open("a") as table:
+        table.write("\nevil.png,cat,train")
+    code, out, _ = run(capsys, "data", "check", photos, "--decode", "all")
+    assert code == 1
+    assert "unreadable image" in out
+    assert not marker.exists()
+
+
+@pytest.mark.fault("pipes and devices that are called images, and names that no file can have")
+def test_pipes(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
+    """Whoever opens a pipe waits for ever; these commands end."""
+    os.mkfifo(photos / "pipe.png")
+    (photos / "device.png").symlink_to("/dev/zero")
+    os.mkfifo(photos / "t.csv")
+    os.mkfifo(photos / "0.tar")
+    code, out, errors = run(capsys, "predict", bundle_dir, photos, "--json", "-")
+    assert code == 1
+    assert "pipe.png: a pipe or a device, expected an image file" in errors
+    answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
+    lost([f"{number}.png" for number in range(8)], answered, "other images")
+    long = f"{'a' * 5000}.png"
+    rows = [
+        "pipe.png",
+        "device.png",
+        "0.tar/0.png",
+        long,
+        f"b.tar/{long}",
+        f"{'c' * 5000}.tar/0.png",
+        "d/" * 2000 + "train/0",
+    ]
+    with (photos / "labels.csv").open("a") as table:
+        table.write("".join(f"\n{name},cat,train" for name in rows))
+    code, out, errors = run(capsys, "data", "check", photos, "--json", "-")
+    assert code == 1
+    assert "did not expect" not in errors
+    found = [problem for problem in json.loads(out)["problems"] if problem["severity"] == "error"]
+    lost(
+        rows,
+        [name for name in rows for problem in found if problem["message"].startswith(f"{photos}/{name}")],
+        "problems",
+    )
+    options = ["--out", photos.parent / "tags.jsonl", "--workers", "0"]
+    assert run(capsys, "predict", bundle_dir, photos / "labels.csv", *options)[0] == 0
+    failed = [json.loads(line)["path"] for line in (photos.parent / "tags.jsonl.errors.jsonl").read_text().splitlines()]
+    lost([f"{photos}/{name}" for name in rows], failed, "images that are listed as unreadable")
+    code, _, errors = run(capsys, "data", "check", photos / "t.csv")
+    assert code == 1
+    assert "Traceback" not in errors
 
 
 @pytest.mark.fault("formulas in the cells of a CSV")
@@ -331,6 +545,38 @@ def test_formulas(tmp_path: Path, lost: Lost) -> None:
     about = About(("cat", "-1"), "m")
     with pytest.raises(MSRNError, match="the label '-1' means in tables that nothing is known"):
         FORMATS["csv"].check(about, tmp_path / "tags.csv", [])
+
+
+@pytest.mark.fault("formulas in a table of splits")
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_formulas_in_splits(tmp_path: Path, lost: Lost, suffix: str) -> None:
+    """`msrn data split` writes what it read elsewhere."""
+    import csv
+
+    signs = ("=1+1", "+x", "-y", "@SUM(A1)", '=HYPERLINK("http://example.org")', "cat")
+    names = sorted_labels(signs)
+    paths = tuple(tmp_path / f"{name.replace('/', ':')}.jpg" for name in names)
+    part = LabelledImages(paths, np.eye(len(names), dtype=np.int8), names, "train")
+    table = tmp_path / f"split.{suffix}"
+    write_split(table, [part])
+    with table.open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file, delimiter="\t" if suffix == "tsv" else ",") for cell in row]
+    assert [cell for cell in cells if cell[:1] in set("=+-@\t\r")] == []
+    verify_split(table)
+    found = open_source(table).read("train")
+    lost(names, found.label_names, "labels")
+    lost(paths, found.paths, "paths")
+    assert (found.target == part.target).all()
+    half_known = LabelledImages(paths, part.target - np.eye(len(names), k=1, dtype=np.int8), names, "train")
+    with pytest.raises(
+        DataError, match=r"the label '.*' cannot head a column .* formula\. Rename it, or write a \.parquet"
+    ):
+        write_split(table, [half_known], overwrite=True)
+    write_split(tmp_path / "other.parquet", [half_known])
+    groups = ("group", {"train": ["=1+1"] * len(names)})
+    with pytest.raises(DataError, match=r"the group '=1\+1' cannot"):
+        write_split(table, [part], extra_column=groups, overwrite=True)
+    verify_split(table)  # what was there is left
 
 
 @pytest.mark.fault("label and file names with markup on pages")

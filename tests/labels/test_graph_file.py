@@ -92,6 +92,8 @@ def test_a_file_made_by_hand_needs_three_keys(tmp_path: Path) -> None:
         ({"threshold": float("nan")}, "threshold is a probability"),
         ({"threshold": "0.4"}, "threshold is '0.4', not a probability"),
         ({"split": 3}, "split is 3, not text"),
+        ({"split": "\ud800"}, "split is '\\ud800', not text"),
+        ({"labels": ["cat", "\udcff"]}, "it names a label that is not UTF-8: '\\udcff'"),
         ({"edges": [[0, 2]]}, "edges is not a list of pairs of positions from 0 to 1"),
         ({"edges": [["cat", "dog"]]}, "edges is not a list of pairs"),
         ({"edges": {"0": 1}}, "edges is not a list of pairs"),

@@ -42,6 +42,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, names, dim) -> None:
         (torch.ones(1, 2).long(), ABOUT, "1 labels with numbers"),
         (torch.tensor([[1.0, torch.nan]]), ABOUT, "some numbers are not finite"),
         (torch.ones(1, 2), {**ABOUT, "labels": [{"name": 3, "how": "words", "words": []}]}, "not different names"),
+        (torch.ones(1, 2), {**ABOUT, "labels": [{"name": "\ud800", "how": "words", "words": []}]}, "that is not UTF-8"),
         (torch.ones(1, 2), {**ABOUT, "labels": [{"name": "a", "how": "?", "words": []}]}, "no origin of each label"),
         (torch.ones(1, 2), {**ABOUT, "labels": [{"name": "a"}]}, "it has no 'how'"),
         (torch.ones(1, 2), {**ABOUT, "labels": 3}, "holds no word vectors of labels"),

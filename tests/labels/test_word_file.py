@@ -94,6 +94,8 @@ def test_what_real_files_have(tmp_path: Path) -> None:
         (b"the\ncat\n", "line 1: 0 numbers after a word, expected 1 to 65536. Give a text file of GloVe or word2vec."),
         (b"", "line 1: nothing after a word"),
         (b"3 0\nthe\n", "line 1: vectors of width 0"),
+        (b"3 " + b"9" * 5000 + b"\nthe\n", "line 1: vectors of width 99999999999999999999, expected 1 to 65536"),
+        (b"9" * 5000 + b" 2\n\x00cat " + b"\0" * 8, "breaks off at word 2 of 99999999999999999999"),
         (b"3 9999999\nthe\n", "line 1: vectors of width 9999999"),
         (b"the 1 2\n" + b"x" * (2 << 20), "line 2 is longer than 1 MB"),
         (b"2 2\n\x00cat " + b"\0" * 8, "breaks off at word 2 of 2"),

@@ -1,3 +1,4 @@
+import argparse
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,19 @@ def test_weights_are_those_of_the_file(tmp_path: Path) -> None:
         )
         for name, value in backbone.model.state_dict().items():
             assert torch.equal(value, stored[name]), name
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_weights_of_pytorch(tmp_path: Path, is_new: bool) -> None:
+    torch.manual_seed(0)
+    stored = timm.create_model("resnet10t", **SMALL).state_dict()
+    torch.save(
+        {"state_dict": stored, "args": argparse.Namespace(lr=1)},
+        tmp_path / "weights.pth",
+        _use_new_zipfile_serialization=is_new,
+    )
+    for name, value in Backbone("resnet10t", weights=tmp_path / "weights.pth", **SMALL).model.state_dict().items():
+        assert torch.equal(value, stored[name]), name
 
 
 def test_missing_weights_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from msrn.data.images import IMAGE_SUFFIXES
-from msrn.data.packed import PackedImage, TarMember, walk_tar
+from msrn.data.packed import PackedImage, TarMember, is_file, walk_tar
 from msrn.data.records import SUFFIXES, read_records
 from msrn.data.source import is_outside
 from msrn.data.table import PATH_COLUMNS
@@ -139,7 +139,7 @@ def find_images(
             relative paths start at the table's folder), tar archives, http(s) addresses, files, folders and globs of file systems
             that fsspec knows (`s3://bucket/photos`), and `-` for names on standard input, one a line.
         path_column: The tables' column of paths; by default one of the usual names.
-        allow_outside: Let tables name files outside of their folders, and addresses other than http(s).
+        allow_outside: Let tables name files outside of their folders, and addresses.
         lines: Read in place of standard input.
 
     Raises:
@@ -298,19 +298,13 @@ def _images_of_table(table: Path, options: _TableOptions) -> Iterator[ImageRef]:
                 f"{table}:{line}: no path in the column '{names[column]}'. Fill it in, or leave the row out."
             )
         image = _named(name, table.parent)
-        if not options.allow_outside and _leads_out(image, table.parent):
+        if not options.allow_outside and (isinstance(image, RemoteImage) or is_outside(image, table.parent)):
+            what = " and would be fetched" if isinstance(image, RemoteImage) else ""
             raise DataError(
-                f"{table}:{line}: {name} lies outside of {table.parent}. If these are the images you mean, allow it by "
+                f"{table}:{line}: {name} lies outside of {table.parent}{what}. If these are the images you mean, allow it by "
                 "--allow-outside."
             )
         yield image
-
-
-def _leads_out(image: ImageRef, folder: Path) -> bool:
-    """Whether an image that a table names is none of its folder's; addresses on the web are nobody's files."""
-    if isinstance(image, RemoteImage):
-        return not image.address.startswith(_SCHEMES)
-    return is_outside(image.archive if isinstance(image, TarMember) else Path(image), folder)
 
 
 def _named(name: str, folder: Path | None = None) -> ImageRef:
@@ -321,7 +315,7 @@ def _named(name: str, folder: Path | None = None) -> ImageRef:
     if folder is not None and not path.is_absolute():
         path = folder / path
     archive, suffix, member = str(path).partition(f".tar{os.sep}")
-    return TarMember(Path(f"{archive}.tar"), member) if suffix and Path(f"{archive}.tar").is_file() else path
+    return TarMember(Path(f"{archive}.tar"), member) if suffix and is_file(Path(f"{archive}.tar")) else path
 
 
 def _expanded(name: str) -> Path:
@@ -359,7 +353,7 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
     except OSError:
         return
-    for name, is_folder, is_file in found:
+    for name, is_folder, is_plain in found:
         if name.startswith(".") and not first.startswith("."):
             continue
         if first == "**":
@@ -368,5 +362,5 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         elif fnmatch.fnmatchcase(name, first):
             if rest and is_folder:
                 yield from _below(folder / name, rest)
-            elif not rest and is_file:
+            elif not rest and is_plain:
                 yield folder / name

@@ -18,16 +18,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msrn.data.cells import is_unknown
+from msrn.data.cells import can_be_listed, is_unknown, labels_cell, path_cell
 from msrn.data.records import import_parquet
 from msrn.errors import MSRNError
-from msrn.files import JSONLinesWriter, replace_file, replace_folder
+from msrn.files import JSONLinesWriter, is_utf8, replace_file, replace_folder
 
 Row = dict[str, Any]
 
 _ROW_GROUP = 8192
 _SEPARATOR = "|"  # the first of those that tables of labels are read with
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _XMP = "adobe:ns:meta/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
@@ -74,8 +73,8 @@ def write_parquet(rows: Iterable[Row], out: Path, about: About) -> None:
 def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
     """Columns `path`, `labels` and `probabilities`, the last two with `|` between the values; a table that `msrn train` reads.
 
-    An image with none of the labels has `[]`. What a spreadsheet would take for a formula is written otherwise: labels as a list, a
-    path with `./` before it.
+    An image with none of the labels has `[]`. Labels that would be read as something else stand in a list, as in `["a, b"]`; so
+    do those that a spreadsheet would take for a formula, and such a path has `./` before it.
     """
     with (
         replace_file(out) as temporary,
@@ -84,13 +83,9 @@ def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "labels", "probabilities"))
         for row in _readable(rows):
-            # A blank cell would say that nobody looked.
-            names = [label["name"] for label in row["labels"]]
-            cell = _SEPARATOR.join(names) or "[]"
-            if cell.startswith(_FORMULA):
-                cell = json.dumps(names, ensure_ascii=False)
-            path = f"./{row['path']}" if row["path"].startswith(_FORMULA) else row["path"]
-            writer.writerow((path, cell, _SEPARATOR.join(str(label["probability"]) for label in row["labels"])))
+            cell = labels_cell([label["name"] for label in row["labels"]])
+            probabilities = _SEPARATOR.join(str(label["probability"]) for label in row["labels"])
+            writer.writerow((path_cell(row["path"]), cell, probabilities))
 
 
 def write_jsonl(rows: Iterable[Row], out: Path, about: About) -> None:
@@ -153,12 +148,27 @@ def write_sidecars(rows: Iterable[Row], out: Path, about: About) -> None:
     """A folder with an XMP file an image, named as the image with `.xmp` behind, below the image's own path.
 
     Keywords are `dc:subject`, which is also where the IPTC's keywords stand in XMP; an image that could not be read has none.
+
+    Raises:
+        MSRNError: Two images have the same place, such as `a/x.png` and `/a/x.png`; nothing is written.
     """
     with replace_folder(out) as temporary:
         for row in _readable(rows):
-            path = temporary / f"{_below(row['path'])}.xmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_sidecar([label["name"] for label in row["labels"]], about.model))
+            name = f"{_below(row['path'])}.xmp"
+            sidecar = _sidecar([label["name"] for label in row["labels"]], about.model)
+            try:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                with (temporary / name).open("xb") as file:
+                    file.write(sidecar)
+            except (FileExistsError, NotADirectoryError):
+                if (temporary / name).is_file() and (
+                    temporary / name
+                ).read_bytes() == sidecar:  # as for an image listed twice
+                    continue
+                raise MSRNError(
+                    f"{row['path']}: the sidecar of another image has its place already, {name}. The same command with --format "
+                    "jsonl writes what was found into one file; or name all images by absolute paths."
+                ) from None
 
 
 def write_errors(rows: Iterable[Row], out: Path) -> int:
@@ -195,6 +205,12 @@ def _check_csv(about: About, out: Path, sources: Sequence[str]) -> None:
     if unknown:
         raise MSRNError(
             f"the label '{unknown[0]}' means in tables that nothing is known. Give a name that ends in .parquet or .jsonl."
+        )
+    changed = [name for name in about.label_names if not can_be_listed(name) or not is_utf8(name)]
+    if changed:
+        raise MSRNError(
+            f"the label {changed[0]!r} would be read back as another: it has blanks around it, a carriage return in it, or is not "
+            "UTF-8. Give a name that ends in .jsonl."
         )
 
 

@@ -214,7 +214,7 @@ def _split_source(
             highlight=False,
             markup=False,
         )
-    if any(isinstance(path, Path) and is_outside(path, out.parent) for part in splits.values() for path in part.paths):
+    if any(is_outside(path, out.parent) for part in splits.values() for path in part.paths):
         console.print(
             "images lie outside of the table's folder: read it with --allow-outside (in a recipe data.allow_outside=true), or "
             "write it into theirs",

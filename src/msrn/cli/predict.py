@@ -81,7 +81,9 @@ def predict(
     ] = None,
     allow_outside: Annotated[
         bool,
-        typer.Option("--allow-outside", help="With --out: let tables name images outside of their folders."),
+        typer.Option(
+            "--allow-outside", help="With --out: let tables name images outside of their folders, and addresses."
+        ),
     ] = False,
     engine: Annotated[
         str, typer.Option(help="With --out: local, or ray for Ray Data here or on the cluster of RAY_ADDRESS.")

@@ -8,7 +8,9 @@ import ast
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,11 @@ _LIST = "\x02"
 # Possessive (*+), so that no cell takes time.
 _ITEM = r"""\s*+(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|[\w.+-]++)\s*+"""
 _LIST_LITERAL = re.compile(rf"\[(?:{_ITEM}(?:,{_ITEM})*,?)?\s*\]", re.DOTALL)
+
+
+# What a spreadsheet takes for the beginning of a formula, and may run. A number with a sign is none.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_SIGNED_NUMBER = re.compile(r"[+-][0-9]+([.,][0-9]+)?")
 
 
 def cell_text(value: Any) -> str:
@@ -89,6 +96,49 @@ def shown(cell: str) -> str:
     """A cell for an error's text."""
     text = str(cell.split(_LIST)[1:]) if cell.startswith(_LIST) else cell.lstrip(_NO_CELL)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def looks_computed(cell: str) -> bool:
+    """Whether a spreadsheet would compute a cell in place of showing it.
+
+    Example:
+        >>> looks_computed("=1+1"), looks_computed("-1"), looks_computed("1-1")
+        (True, False, False)
+    """
+    return cell.startswith(_FORMULA) and not _SIGNED_NUMBER.fullmatch(cell)
+
+
+def path_cell(path: str) -> str:
+    """A path as a table's cell: in another way of writing it where it would begin as formulas do."""
+    return f"./{path}" if path.startswith(_FORMULA) else path
+
+
+def labels_cell(labels: Sequence[str]) -> str:
+    """Labels of an image as the cell of a label column, which `LabelCells` takes for these and no others.
+
+    Joined by "|", or a list where a label would be read as something else or begins as formulas do.
+
+    Example:
+        >>> labels_cell(["cat", "dog"]), labels_cell(["a, b"]), labels_cell([])
+        ('cat|dog', '["a, b"]', '[]')
+    """
+    if not labels:
+        return NOTHING_PRESENT
+    if all(map(_stands_alone, labels)):
+        return LABEL_SEPARATORS[0].join(labels)
+    return json.dumps(list(labels), ensure_ascii=False)
+
+
+def can_be_listed(label: str) -> bool:
+    """Whether a list may hold a label: not blanks around it, a carriage return, or what means unknown there, such as ?."""
+    return "\r" not in label and LabelCells([json.dumps([label], ensure_ascii=False)]).label_names == (label,)
+
+
+@lru_cache(maxsize=1 << 16)
+def _stands_alone(label: str) -> bool:
+    """Whether a label may stand in a cell as it is; otherwise in a list."""
+    has_other_meaning = label.startswith(("[", *_FORMULA)) or any(sign in label for sign in LABEL_SEPARATORS)
+    return not has_other_meaning and LabelCells([label]).label_names == (label,)
 
 
 class LabelCells:
@@ -184,8 +234,14 @@ def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """
     found = list(labels)
     if all(label.isdecimal() for label in found):
-        return tuple(sorted(found, key=lambda label: (int(label), label)))
+        return tuple(sorted(found, key=_value))
     return tuple(sorted(found))
+
+
+def _value(label: str) -> tuple[int, str, str]:
+    """What orders whole numbers, however many digits they have: Python reads no more than 4,300 of them at once."""
+    digits = "".join(str(unicodedata.decimal(sign)) for sign in label).lstrip("0")
+    return len(digits), digits, label
 
 
 def _parse_list(text: str) -> list[str] | None:

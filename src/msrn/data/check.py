@@ -1,7 +1,6 @@
 """The doctor: looks through a data set for what would break training or deserves a look, and counts what is in it."""
 
 import hashlib
-import io
 import os
 import re
 import warnings
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Int, Int8, UInt64
 from PIL import Image
 
 from msrn.data.cells import LABEL_SEPARATORS
-from msrn.data.images import IMAGE_SUFFIXES, read_image
+from msrn.data.images import IMAGE_SUFFIXES, open_file, open_image, read_image
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage
 from msrn.data.source import LabelledImages, Problem, Source
@@ -636,7 +635,7 @@ def _inspect(path: Path | PackedImage, how: str) -> _Seen:
 
 
 def _look(path: Path | PackedImage, how: str) -> _Seen:
-    with _open(path) as file:
+    with open_file(path) as file:
         num_bytes = file.seek(0, os.SEEK_END)
         file.seek(0)
         ends = file.read(_END_BYTES)
@@ -645,7 +644,7 @@ def _look(path: Path | PackedImage, how: str) -> _Seen:
         ends += file.read(_END_BYTES)
         fingerprint = int.from_bytes(hashlib.blake2b(ends, digest_size=8).digest(), "little")
         file.seek(0)
-        with Image.open(file) as image:
+        with open_image(file) as image:
             width, height = image.size
             seen = _Seen(num_bytes, fingerprint, width, height, image.format or "", image.mode)
             if how == "all" or (how == "ends" and not _has_end(seen, ends)):
@@ -665,10 +664,6 @@ def _has_end(seen: _Seen, ends: bytes) -> bool:
         case "WEBP":
             return int.from_bytes(ends[4:8], "little") + 8 <= seen.num_bytes
     return False
-
-
-def _open(path: Path | PackedImage) -> io.BytesIO | io.BufferedReader:
-    return io.BytesIO(path.read_bytes()) if isinstance(path, PackedImage) else path.open("rb")
 
 
 def _check_size(rows: _Rows, row: int, seen: _Seen, log: _Log) -> None:
@@ -718,7 +713,7 @@ def _find_copies(
 
 def _digest(path: Path | PackedImage) -> bytes | None:
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError:  # gone since it was looked at
         return None

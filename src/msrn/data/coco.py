@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from msrn.data.packed import is_file
 from msrn.data.published_counts import compare_with_published
 from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, some
 from msrn.errors import DataError, SourceNotFoundError
@@ -44,7 +45,7 @@ def _instances_in(folder: Path) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         year_and_split = _year_and_split(file)
-        if year_and_split is not None:
+        if year_and_split is not None and file.is_file():
             year, split = year_and_split
             of_year = found.setdefault(year, {})
             if split in of_year:
@@ -134,7 +135,7 @@ class COCOSource(Source):
         folders = [self.root / name, self.root / "images" / name, self.root / "images", self.root]
         looked_for = names[:_NUM_LOOKED_FOR]
         for folder in folders:
-            if any((folder / name).is_file() for name in looked_for):
+            if any(is_file(folder / name) for name in looked_for):
                 return folder
         if not names:
             return folders[0]  # `read` has the words for a split without images

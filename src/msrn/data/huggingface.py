@@ -10,11 +10,21 @@ import numpy as np
 from jaxtyping import Int8
 
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, cell_text, shown
-from msrn.data.packed import PackedImage
+from msrn.data.packed import PackedImage, open_regular
 from msrn.data.records import import_parquet
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits, split_of_shard
+from msrn.data.source import (
+    ALLOW_OUTSIDE,
+    SPLIT_OF_NAME,
+    SPLITS,
+    LabelledImages,
+    Problem,
+    Source,
+    folders_of_splits,
+    is_outside,
+    split_of_shard,
+)
 from msrn.data.table import LABEL_COLUMNS
-from msrn.errors import DataError, MissingDependencyError, MSRNError, SourceNotFoundError
+from msrn.errors import DataError, MissingDependencyError, MSRNError, SourceNotFoundError, UnreadableImageError
 
 HUB_PREFIX = "hf:"
 """Before the name of a data set on the hub, where a path is expected."""
@@ -37,6 +47,7 @@ def find_parquet(path: Path) -> list[Path]:
     else:
         of_folders = sorted(file for folder in folders_of_splits(path) for file in folder.glob("*.parquet"))
         files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")) or of_folders
+        files = [file for file in files if file.is_file()]
     return files if files and _holds_images(files[0]) else []
 
 
@@ -64,11 +75,13 @@ class DatasetImage(PackedImage):
         split: The split's name, for the path.
         dataset: The split's column of images, undecoded.
         row: Row of the image, from 0.
+        allow_outside: Whether a row that holds only a path may name a file outside of the data set's folder.
     """
 
-    __slots__ = ("dataset", "root", "row", "split")
+    __slots__ = ("allow_outside", "dataset", "root", "row", "split")
 
-    def __init__(self, root: str, split: str, dataset: Any, row: int) -> None:
+    def __init__(self, root: str, split: str, dataset: Any, row: int, *, allow_outside: bool = False) -> None:
+        self.allow_outside = allow_outside
         self.root = root
         self.split = split
         self.dataset = dataset
@@ -77,11 +90,17 @@ class DatasetImage(PackedImage):
     def __fspath__(self) -> str:
         return f"{self.root}/{self.split}/{self.row}"
 
+    @property
+    def place(self) -> Path | None:
+        """The data set; None for one of the hub."""
+        return None if self.root.startswith(HUB_PREFIX) else Path(self.root)
+
     def read_bytes(self) -> bytes:
         """The image file's content.
 
         Raises:
             OSError: The row holds no image, or names a file that cannot be read.
+            UnreadableImageError: The row names a file outside of the data set's folder.
         """
         (image,) = self.dataset[self.row].values()
         if image is None or (image["bytes"] is None and image["path"] is None):
@@ -89,15 +108,28 @@ class DatasetImage(PackedImage):
         if image["bytes"] is not None:
             content: bytes = image["bytes"]
             return content
+        folder = self._folder()
+        path = Path(folder, image["path"])
+        if not self.allow_outside and is_outside(path, folder):
+            raise UnreadableImageError(f"{self}: the row names {path}, which lies outside of {folder}. {ALLOW_OUTSIDE}")
+        with open_regular(path) as file:
+            return file.read()
+
+    def _folder(self) -> Path:
+        """Where the files of rows that hold only a path lie."""
+        if self.root.startswith(HUB_PREFIX):
+            import datasets
+
+            return Path(datasets.config.HF_CACHE_HOME)
         root = Path(self.root)
-        return Path(root if root.is_dir() else root.parent, image["path"]).read_bytes()
+        return root if root.is_dir() else root.parent
 
     def is_file(self) -> bool:
         """Whether the data set is there, and has that row."""
         return self.row < len(self.dataset) and (self.root.startswith(HUB_PREFIX) or Path(self.root).exists())
 
 
-def find_image(path: str) -> DatasetImage | None:
+def find_image(path: str, *, allow_outside: bool = False) -> DatasetImage | None:
     """The image of a data set on disk that a path names as `DatasetImage` does, such as `set/train/3`; None for other paths.
 
     Raises:
@@ -108,13 +140,13 @@ def find_image(path: str) -> DatasetImage | None:
     root, _, split = root.rpartition(f"{os.sep}")
     if not rest.isdecimal() or split not in SPLITS or split not in (images := _images_in(root)):
         return None
-    return DatasetImage(root, split, images[split], int(rest))
+    return DatasetImage(root, split, images[split], int(rest), allow_outside=allow_outside)
 
 
 @cache
 def _images_in(root: str) -> dict[str, Any]:
     """The undecoded images by split of the data set at a path; empty where there is none."""
-    if not Path(root).exists() or not HuggingFaceSource.recognises(Path(root)):
+    if not os.path.exists(root) or not HuggingFaceSource.recognises(Path(root)):  # noqa: PTH110
         return {}
     found = {}
     for name, dataset in _load(root).items():
@@ -304,7 +336,8 @@ class HuggingFaceSource(Source):
 
     def _read(self, split: str) -> LabelledImages:
         dataset = self._images[split]
-        images = tuple(DatasetImage(str(self.root), split, dataset, row) for row in range(len(dataset)))
+        root, allow = str(self.root), self.allow_outside
+        images = tuple(DatasetImage(root, split, dataset, row, allow_outside=allow) for row in range(len(dataset)))
         return LabelledImages(images, self._target[split].copy(), self.label_names, split)
 
 

@@ -1,17 +1,22 @@
 """Image files: read any of them as RGB, and find them in folders."""
 
+import errno
 import io
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from msrn.data.packed import PackedImage
+from msrn.data.packed import PackedImage, open_regular
 from msrn.errors import EmptySplitError, SourceNotFoundError, UnreadableImageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+# What browsers and cameras make. Others (EPS, PSD, FITS ...) have decoders that few test, some of which start programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE_OF_ORIENTATION = {
@@ -24,6 +29,27 @@ _TRANSPOSE_OF_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    """The formats that are read, of those that this Pillow knows: what a file holds counts, not its name."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def open_file(path: Path | PackedImage) -> io.BytesIO | io.BufferedReader:
+    """The content of an image file, wherever it lies.
+
+    Raises:
+        OSError: It cannot be opened, or is a pipe or a device.
+    """
+    return io.BytesIO(path.read_bytes()) if isinstance(path, PackedImage) else open_regular(path)
+
+
+def open_image(file: io.BytesIO | io.BufferedReader) -> Image.Image:
+    """An image whose header was read and whose pixels were not. All of msrn's ways to an image file lead through here."""
+    return Image.open(file, formats=known_formats())
 
 
 def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | None = None) -> Image.Image:
@@ -42,7 +68,7 @@ def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | No
     """
     path = path if isinstance(path, PackedImage) else Path(path)
     try:
-        with Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, PackedImage) else path) as image:
+        with open_file(path) as file, open_image(file) as image:
             if min_size is not None:
                 height, width = min_size
                 # The file's own axes, before the orientation is applied.
@@ -101,16 +127,22 @@ def _convert(image: Image.Image) -> Image.Image:
 def _describe_damage(path: Path | PackedImage, error: Exception) -> str:
     if isinstance(path, PackedImage):
         if isinstance(error, UnidentifiedImageError):  # whose own words name an object in memory
-            return f"{path}: not an image that Pillow knows. Pack another, or leave it out."
+            return (
+                f"{path}: not an image that msrn reads ({', '.join(known_formats())}). Pack another, or leave it out."
+            )
         return f"{path}: no whole image ({error or type(error).__name__}). Pack it again, or leave it out."
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  (Path's own methods raise at a name that is too long)
         return f"{path}: a folder, expected an image file. Pass the files in it."
     if isinstance(error, PermissionError):
         return f"{path}: no permission to read it. Change its permissions."
-    if path.is_file() and path.stat().st_size == 0:
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        return f"{path}: a pipe or a device, expected an image file. Leave it out."
+    if os.path.isfile(path) and path.stat().st_size == 0:  # noqa: PTH113
         return f"{path}: an empty file. Copy it again, or leave it out."
     if isinstance(error, UnidentifiedImageError):
-        return f"{path}: not an image that Pillow knows. Convert it to JPEG or PNG, or leave it out."
+        return f"{path}: not an image that msrn reads ({', '.join(known_formats())}). Convert it to JPEG or PNG, or leave it out."
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{path}: no file can have so long a name. Check the path, or leave the image out."
     return f"{path}: damaged or truncated ({error or type(error).__name__}). Copy it again, or leave it out."
 
 

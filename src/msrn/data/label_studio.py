@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from msrn.data.cells import shown
+from msrn.data.packed import is_file
 from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
 from msrn.data.table import PATH_COLUMNS, SPLIT_COLUMNS
 from msrn.errors import DataError, SourceNotFoundError
@@ -26,7 +27,7 @@ _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 def find_export(path: Path) -> Path | None:
     """The export at `path`: itself, or the only one in the folder."""
     files = [path] if path.is_file() else sorted(path.glob("*.json")) if path.is_dir() else []
-    found = [file for file in files if file.suffix.lower() == ".json" and _looks_exported(file)]
+    found = [file for file in files if file.suffix.lower() == ".json" and file.is_file() and _looks_exported(file)]
     return found[0] if len(found) == 1 else None
 
 
@@ -221,7 +222,7 @@ class LabelStudioSource(Source):
         stored = _UPLOAD_PREFIX.sub("", parts[-1], count=1) if is_upload else parts[-1]
         candidates = [name, *("/".join(parts[start:]) for start in range(len(parts))), stored]
         paths = [Path(os.path.normpath(self.root / candidate)) for candidate in candidates]
-        found = next((path for path in paths if path.is_file()), None)
+        found = next((path for path in paths if is_file(path)), None)
         if found is None:
             below = self._below(parts[-1]) or self._below(stored)
             found = below[0] if len(below) == 1 else None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int8
 
+from msrn.data.packed import is_file
 from msrn.data.published_counts import compare_with_published
 from msrn.data.source import LabelledImages, Problem, Source
 from msrn.errors import DataError, SourceNotFoundError
@@ -167,9 +168,9 @@ class NUSWIDESource(Source):
         looked_for = names[:_NUM_LOOKED_FOR]
         folders = [self.root / "Flickr", self.root / "images", self.root]
         for folder in folders:
-            if any((folder / name).is_file() for name in looked_for):
+            if any(is_file(folder / name) for name in looked_for):
                 return [folder / name for name in names]
-            if any((folder / name.rpartition("/")[2]).is_file() for name in looked_for):
+            if any(is_file(folder / name.rpartition("/")[2]) for name in looked_for):
                 return [folder / name.rpartition("/")[2] for name in names]
         if not names:
             return []

@@ -62,7 +62,9 @@ def open_source(
     """
     if str(path).startswith(HUB_PREFIX):
         _check_options(HuggingFaceSource, path, options)
-        return HuggingFaceSource(path, problems=problems, **options)
+        hub = HuggingFaceSource(path, problems=problems, **options)
+        hub.allow_outside = allow_outside
+        return hub
     path = Path(path).expanduser()
     if not path.exists():
         raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")

@@ -2,16 +2,29 @@
 
 import os
 import posixpath
+import stat
 import tarfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from msrn.errors import DataError
 
 _BLOCK = 512  # bytes; a tar archive is a row of these and ends with two that are zero
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading. In a stranger's folder a pipe would never answer, and a device never end: they are refused.
+
+    Raises:
+        OSError: The file cannot be opened, or is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not os.path.isdir(path):  # noqa: PTH112
+        raise OSError("a pipe or a device, expected a file")
+    return path.open("rb")
 
 
 class PackedImage(os.PathLike[str]):
@@ -40,6 +53,11 @@ class PackedImage(os.PathLike[str]):
         """Whether the archive is there."""
 
     @property
+    def place(self) -> Path | None:
+        """The file or folder on disk that it lies in, so that one outside of a data set is noticed; None where it lies in none."""
+        return None
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return os.path.basename(os.fspath(self))  # noqa: PTH119
@@ -55,6 +73,11 @@ class PackedImage(os.PathLike[str]):
 
     def __hash__(self) -> int:
         return hash(os.fspath(self))
+
+
+def is_file(path: Path | PackedImage) -> bool:
+    """Whether a file is there; unlike `Path.is_file`, False for a name that is too long for one."""
+    return os.path.isfile(path) if isinstance(path, Path) else path.is_file()  # noqa: PTH113
 
 
 class TarMember(PackedImage):
@@ -78,6 +101,11 @@ class TarMember(PackedImage):
     def __fspath__(self) -> str:
         return f"{self.archive}/{self.member}"
 
+    @property
+    def place(self) -> Path:
+        """The archive."""
+        return self.archive
+
     def read_bytes(self) -> bytes:
         """The image file's content.
 
@@ -85,7 +113,7 @@ class TarMember(PackedImage):
             OSError: The archive cannot be read, or is shorter than it was.
         """
         offset, size = self._find()
-        with self.archive.open("rb") as file:
+        with open_regular(self.archive) as file:
             file.seek(offset)
             content = file.read(size)
         if len(content) != size:
@@ -95,7 +123,7 @@ class TarMember(PackedImage):
     def is_file(self) -> bool:
         """Whether the archive is there, and, where the place is not known yet, holds it."""
         if self.offset is not None:
-            return self.archive.is_file()
+            return is_file(self.archive)
         try:
             self._find()
         except OSError:
@@ -134,7 +162,7 @@ def walk_tar(archive: Path) -> Iterator[TarEntry]:
     """
     try:
         # Unlike "r", "r:" refuses compressed archives, in which no place can be sought.
-        with tarfile.open(archive, "r:") as tar:
+        with open_regular(archive) as opened, tarfile.open(archive, "r:", opened) as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else a kilobyte a file stays
                 if info.isreg() and not info.issparse():

@@ -30,6 +30,10 @@ def read_records(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]
         DataError: The file cannot be read as a table.
         MissingDependencyError: Parquet needs pyarrow.
     """
+    if table.exists() and not table.is_file():  # a pipe would never answer, and a device never end
+        raise DataError(
+            f"{table}: expected a file with rows, got a folder, a pipe or a device. Save the table as a file."
+        )
     read = {".parquet": _read_parquet, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines}
     try:
         yield from read.get(table.suffix.lower(), _read_csv)(table, report)

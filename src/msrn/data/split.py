@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Int8
 
+from msrn.data.packed import is_file
 from msrn.data.source import LabelledImages, some
 from msrn.data.stratify import Deviations, Positives, stratify
 from msrn.errors import DataError, EmptySplitError
@@ -191,7 +192,7 @@ def check_files(*splits: LabelledImages) -> None:
     Raises:
         DataError: Files are missing; the message names the first few and says how many.
     """
-    missing = [path for images in splits for path in images.paths if not path.is_file()]
+    missing = [path for images in splits for path in images.paths if not is_file(path)]
     if missing:
         are = "image is" if len(missing) == 1 else "images are"
         raise DataError(f"{len(missing)} {are} missing: {some(missing)}. Put them there, or take their rows out.")

@@ -3,16 +3,16 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int8
 
-from msrn.data.cells import LABEL_SEPARATORS, NOTHING_PRESENT, LabelCells, sorted_labels
+from msrn.data.cells import can_be_listed, labels_cell, looks_computed, path_cell, sorted_labels
 from msrn.data.huggingface import HUB_PREFIX, DatasetImage
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage, TarMember
@@ -42,7 +42,8 @@ def write_split(
 ) -> dict[str, Any]:
     """Write splits as a table that `open_source` reads back, and a JSON file beside it; see `sidecar_path`.
 
-    The table has the columns path, labels and split, a row's labels joined by "|" (as a list where they hold a separator),
+    The table has the columns path, labels and split, a row's labels joined by "|" (as a list where they hold a separator, or begin
+    as a spreadsheet's formulas do; such a path has "./" before it),
     `[]` where none is present and a blank where none is known. Labels that are unknown for some images only, or present in
     none, take one column a label instead: 1, 0 or blank. Paths are relative to the table's folder.
 
@@ -78,6 +79,7 @@ def write_split(
         header, rows = ["path", "labels", "split"], _label_column_rows
         if extra_column is not None and extra_column[0].lower() not in (*header, *LABEL_COLUMNS):
             name, cells_of_split = extra_column
+            _check_not_computed(table, "group", [name, *chain.from_iterable(cells_of_split.values())])
             header, rows = [*header, name], partial(_rows_with_extra, cells_of_split)
     else:
         _check_columns(table, ordered[0].label_names)
@@ -166,7 +168,7 @@ def check_is_free(table: Path, *, overwrite: bool) -> None:
 
 def _fits_label_column(splits: Sequence[LabelledImages]) -> bool:
     """Whether a cell can hold each label, every image is all known or all unknown, and every label is in some image."""
-    if not all(map(_can_be_listed, splits[0].label_names)):
+    if not all(map(can_be_listed, splits[0].label_names)):
         return False
     is_present = np.zeros(len(splits[0].label_names), dtype=np.bool_)
     for part in splits:
@@ -188,7 +190,6 @@ def _sort_labels(part: LabelledImages) -> LabelledImages:
 
 
 def _label_column_rows(part: LabelledImages, paths: list[str]) -> Iterator[list[str]]:
-    is_plain = list(map(_is_plain, part.label_names))
     path = iter(paths)
     for target in _blocks(part.target):
         rows, columns = np.nonzero(target == 1)
@@ -198,14 +199,7 @@ def _label_column_rows(part: LabelledImages, paths: list[str]) -> Iterator[list[
         # The first entry tells, as a row is all known or all unknown.
         for end, first in zip(ends, target[:, 0].tolist(), strict=True):
             labels = [part.label_names[column] for column in present[start:end]]
-            if first == -1:
-                cell = ""
-            elif not labels:
-                cell = NOTHING_PRESENT
-            elif all(is_plain[column] for column in present[start:end]):
-                cell = LABEL_SEPARATORS[0].join(labels)
-            else:
-                cell = json.dumps(labels, ensure_ascii=False)
+            cell = "" if first == -1 else labels_cell(labels)
             yield [next(path), cell, part.split]
             start = end
 
@@ -224,17 +218,6 @@ def _column_a_label_rows(part: LabelledImages, paths: list[str]) -> Iterator[lis
             yield [next(path), part.split, *map(_CELL_OF_VALUE.__getitem__, values)]
 
 
-def _is_plain(label: str) -> bool:
-    """Whether a label may stand in a cell as it is; otherwise in a list."""
-    has_other_meaning = label.startswith("[") or any(separator in label for separator in LABEL_SEPARATORS)
-    return not has_other_meaning and LabelCells([label]).label_names == (label,)
-
-
-def _can_be_listed(label: str) -> bool:
-    """Whether a list may hold a label: not blanks around it, a carriage return, or what means unknown there, such as ?."""
-    return "\r" not in label and LabelCells([json.dumps([label], ensure_ascii=False)]).label_names == (label,)
-
-
 def _check_columns(table: Path, label_names: Sequence[str]) -> None:
     """Refuse labels that would be read as something else when they head a column."""
     taken = {"path", "split", *LABEL_COLUMNS}
@@ -249,10 +232,23 @@ def _check_columns(table: Path, label_names: Sequence[str]) -> None:
             f"{table}: labels {', '.join(map(repr, bad))} cannot head a column, which they need here. "
             "Rename them: none of " + ", ".join(sorted(taken)) + "."
         )
+    _check_not_computed(table, "label", label_names)
     header = ",".join(["path", "split", *label_names]).splitlines()[0]
     if table.suffix.lower() == ".csv" and max(",;\t", key=header.count) != ",":
         raise DataError(
             f"{table}: labels hold so many ; that they would be read as the delimiter. Write a .tsv instead."
+        )
+
+
+def _check_not_computed(table: Path, what: str, texts: Iterable[str]) -> None:
+    """Refuse what can only stand as it is, and would be a formula to a spreadsheet."""
+    if table.suffix.lower() == ".parquet":
+        return
+    bad = next((text for text in texts if looks_computed(text)), None)
+    if bad is not None:
+        raise DataError(
+            f"{table}: the {what} {bad!r} cannot head a column or be a cell, since a spreadsheet would run it as a formula. "
+            "Rename it, or write a .parquet instead."
         )
 
 
@@ -275,7 +271,7 @@ def _path_cells(part: LabelledImages, folder: Path) -> list[str]:
             f"the path {bad!r} cannot stand in a table: blanks around it, a carriage return in it, or a name that is not "
             "UTF-8. Rename the file."
         )
-    return names
+    return list(map(path_cell, names))
 
 
 def _write_parquet(path: Path, header: list[str], rows: Iterator[list[str]]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, is_plain, shown
 from msrn.data.packed import PackedImage, TarMember
 from msrn.data.records import SUFFIXES, read_records
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits, some
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits, is_outside, some
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path", "sourcefile")
@@ -51,7 +51,11 @@ def find_tables(path: Path) -> dict[str | None, Path]:
 
 def _tables_in(folder: Path) -> list[Path]:
     # Hidden files include the "._name.csv" that macOS leaves on foreign disks.
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _named(files: Sequence[Path]) -> Path | None:
@@ -352,19 +356,19 @@ class TableSource(Source):
         else:
             shape = (len(rows.paths), len(self.label_names))
             target = np.frombuffer(rows.target, dtype=np.int8).reshape(shape).copy()
-        return LabelledImages(tuple(map(_image_at, rows.paths)), target, self.label_names, split)
+        return LabelledImages(tuple(map(self._image_at, rows.paths)), target, self.label_names, split)
 
+    def _image_at(self, path: str) -> Path | PackedImage:
+        """The file at a path, or what it names in a tar archive or in a Hugging Face data set."""
+        archive, suffix, member = path.partition(f".tar{os.sep}")
+        if member and not os.path.isdir(archive + suffix):  # noqa: PTH112
+            return TarMember(Path(f"{archive}.tar"), member)
+        # A file of images has a suffix, the row of a data set has none. One that lies outside is refused unopened.
+        if path[-1].isdecimal() and (self.allow_outside or not is_outside(Path(path), self.root)):
+            from msrn.data.huggingface import find_image
 
-def _image_at(path: str) -> Path | PackedImage:
-    """The file at a path, or what it names in a tar archive or in a Hugging Face data set."""
-    archive, suffix, member = path.partition(f".tar{os.sep}")
-    if member and not Path(archive + suffix).is_dir():
-        return TarMember(Path(f"{archive}.tar"), member)
-    if path[-1].isdecimal():  # a file of images has a suffix, the row of a data set has none
-        from msrn.data.huggingface import find_image
-
-        return find_image(path) or Path(path)
-    return Path(path)
+            return find_image(path, allow_outside=self.allow_outside) or Path(path)
+        return Path(path)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,11 @@ def find_shards(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     files = [file for folder in (path, *folders_of_splits(path)) for file in folder.iterdir()]
-    return sorted(file for file in files if file.name.lower().endswith(_SUFFIXES) and not file.name.startswith("."))
+    return sorted(
+        file
+        for file in files
+        if file.name.lower().endswith(_SUFFIXES) and not file.name.startswith(".") and file.is_file()
+    )
 
 
 @dataclass

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from msrn.errors import DataError, SourceNotFoundError
-from msrn.files import write_text
+from msrn.files import is_utf8, write_text
 from msrn.labels.edges import PUBLISHED_THRESHOLD, sweep_thresholds
 from msrn.labels.graph import LabelGraph
 
@@ -127,6 +127,9 @@ def _parse(values: Any) -> CountedGraph:
     names = values["labels"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError("labels is not a list of names")
+    bad = [name for name in names if not is_utf8(name)]
+    if bad:
+        raise ValueError(f"it names a label that is not UTF-8: {bad[0]!r}")
     num_labels = len(names)
     both = _counts("co_occurrence", values["co_occurrence"], (num_labels, num_labels))
     counts = _counts("label_counts", values["label_counts"], (num_labels,))
@@ -141,7 +144,7 @@ def _parse(values: Any) -> CountedGraph:
         raise ValueError(f"threshold is {_shown(threshold)}, not a probability")
     texts = {key: values.get(key) for key in ("split", "split_sha256", "rule")}
     for key, text in texts.items():
-        if text is not None and not isinstance(text, str):
+        if text is not None and not (isinstance(text, str) and is_utf8(text)):
             raise ValueError(f"{key} is {_shown(text)}, not text")
     graph = LabelGraph(tuple(names), both, counts, threshold=threshold)
     if "edges" in values:

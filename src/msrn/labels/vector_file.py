@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from msrn.errors import DataError, SourceNotFoundError
-from msrn.files import write_bytes
+from msrn.files import is_utf8, write_bytes
 from msrn.labels.label_vectors import How, LabelVectors, VectorOrigin
 
 MAX_FILE_BYTES = 1 << 30
@@ -61,6 +61,8 @@ def _check(vectors: torch.Tensor, about: dict[str, Any]) -> LabelVectors:
     origins = tuple(VectorOrigin(label["how"], tuple(label["words"])) for label in about["labels"])
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise ValueError("its labels are not different names")
+    if not all(map(is_utf8, names)):
+        raise ValueError("it names a label that is not UTF-8")
     if any(
         origin.how not in get_args(How) or not all(isinstance(word, str) for word in origin.words) for origin in origins
     ):

@@ -57,7 +57,7 @@ def _find(file: BufferedReader, wanted: set[bytes], path: Path) -> dict[bytes, F
     header = first.split()
     if len(header) != 2 or not all(part.isdigit() for part in header):
         return _find_in_text(file, first, len(first.split()) - 1, wanted, path, number=1)
-    num_words, dim = map(int, header)
+    num_words, dim = (int(part.lstrip(b"0")[:20] or b"0") for part in header)  # Python reads no more than 4,300 digits
     if not 1 <= dim <= _MAX_DIM:
         raise DataError(f"{path}, line 1: vectors of width {dim}, expected 1 to {_MAX_DIM}. Download the file again.")
     next_bytes = file.peek(512)[:512]

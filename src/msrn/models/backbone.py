@@ -1,11 +1,15 @@
 """The network under the head: any timm model that returns features at several stages."""
 
+import argparse
 import difflib
+import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from jaxtyping import Float
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -156,7 +160,37 @@ def _pretrained_options(name: str, weights: str | Path | None) -> dict[str, Any]
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ModelError(f"no weights file {path}. Give an existing file of {name}'s weights in timm's names.")
+    _check_holds_tensors(name, path)
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+
+
+def _check_holds_tensors(name: str, path: Path) -> None:
+    """Refuse a file that holds more than tensors, before timm opens it: some of its versions unpickle whatever is in there.
+
+    Neither safetensors, which timm knows by this ending, nor an archive of nothing but NumPy's arrays holds code.
+    """
+    if path.suffix == ".safetensors" or _is_numpy_archive(path):
+        return
+    try:
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the settings in checkpoints of timm's own training
+            torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # PyTorch has no base class of its errors
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        cause = "it is no file of tensors only, and nothing in it was run." if is_pickle else _first_line(error)
+        raise ModelError(
+            f"{path} does not hold weights of '{name}' in timm's names: {cause} "
+            "Give the weights of this backbone, or name the backbone they belong to."
+        ) from error
+
+
+def _is_numpy_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(member.endswith(".npy") for member in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _weights_error(name: str, options: dict[str, Any], error: Exception) -> ModelError:

@@ -2,22 +2,11 @@
 
 import io
 import warnings
-from functools import cache
 
 from PIL import Image, UnidentifiedImageError
 
-from msrn.data.images import to_rgb
+from msrn.data.images import known_formats, open_image, to_rgb
 from msrn.server.problems import ProblemError
-
-# What browsers and cameras make. Others (EPS, PSD, FITS ...) have decoders that few test, some of which start programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-
-
-@cache
-def known_formats() -> tuple[str, ...]:
-    """The formats that are read, of those that this Pillow knows."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def check_size(num_bytes: int, index: int, max_bytes: int) -> None:
@@ -50,7 +39,7 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=known_formats())
+            image = open_image(io.BytesIO(data))
     except Image.DecompressionBombError:
         detail = f"An image may have {max_pixels:,} pixels, this one has far more. Send a smaller one."
         raise ProblemError(413, "The image has too many pixels.", detail, index) from None
