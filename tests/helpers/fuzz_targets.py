@@ -28,6 +28,16 @@ from msrn.labels.word_file import find_words
 from msrn.models.published import read_published_checkpoint
 from msrn.recipes import load_recipe
 
+# Values that make PyYAML's own constructors raise what is no error of YAML, or that grow.
+YAML_VALUES = [
+    "2024-13-45", "0x_", "1" * 5000, "!!timestamp x", "!!bool x", "!!int ''", "!!float x", "[" * 3000, "&a {b: *a}", "&a [*a]",
+    "0x" + "f" * 5000, "!!binary x", "!!set {a}", "!!omap [a: 1]", "!!pairs [a]", '"\\ud800"',
+]  # fmt: skip
+YAML_FAULTS = [f"a: {value}\n".encode() for value in YAML_VALUES] + [
+    b"name: !!bool x\n", b"model: {backbone_options: &a {b: *a}}\n", b"? [a]\n: 1\n", b"? {a: 1}\n: 1\n", b"!!int x",
+    b"\xff", b"a: \0",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Target:

@@ -60,12 +60,11 @@ def list_(
 @app.command(epilog=SHOW_EPILOG)
 def show(recipe: Name, overrides: Overrides = None) -> None:
     """Print a recipe with every key, as a run would take it."""
-    import yaml
-
     from msrn.recipes import load_recipe
+    from msrn.recipes.yaml_text import dump_yaml
 
     values = load_recipe(recipe, overrides or ()).model_dump(mode="json")
-    typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+    typer.echo(dump_yaml(values), nl=False)
 
 
 @app.command(epilog=CHECK_EPILOG)
