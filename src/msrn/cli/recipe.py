@@ -73,7 +73,8 @@ def check(recipe: Name, overrides: Overrides = None) -> None:
 
     Data are not looked at: `msrn train RECIPE --dry-run` does.
     """
+    from msrn.cli.output import printable
     from msrn.recipes import load_recipe
 
     found = load_recipe(recipe, overrides or ())
-    typer.echo(f"{recipe}: fine, {found.model.head} on {found.model.backbone}, data {found.data.root}")
+    typer.echo(printable(f"{recipe}: fine, {found.model.head} on {found.model.backbone}, data {found.data.root}"))
