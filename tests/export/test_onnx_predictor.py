@@ -61,6 +61,12 @@ def test_odd_metadata(tmp_path: Path, lost: Lost, what: str) -> None:
     lost(["m.onnx"], [path.name for path in tmp_path.iterdir()], "files")
 
 
+def test_metadata_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(small_onnx().replace(b"green", b"gr\xe8en"))
+    with pytest.raises(BundleError, match="no ONNX model"):
+        OnnxPredictor(tmp_path / "m.onnx")
+
+
 def test_a_model_that_does_not_do_what_its_file_says(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(small_onnx(input_shape=("batch", "colours", "height", "width"), num_outputs="n"))
     predictor = OnnxPredictor(tmp_path / "m.onnx")

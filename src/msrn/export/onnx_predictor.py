@@ -60,10 +60,12 @@ class OnnxPredictor:
             options.intra_op_num_threads = num_threads
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            found = self.session.get_modelmeta().custom_metadata_map  # these too fail on text that is no UTF-8
+            inputs = [(own.name, own.type, own.shape) for own in self.session.get_inputs()]
+            outputs = {own.name: own.shape for own in self.session.get_outputs()}
         except Exception as error:  # onnxruntime has no base class of its errors
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{path}: no ONNX model ({reason}). Export it again by msrn export.") from error
-        found = self.session.get_modelmeta().custom_metadata_map
         missing = [key for key in _KEYS if key not in found]
         if missing:
             raise BundleError(f"{path}: no '{missing[0]}' in its metadata. Give a file that msrn export wrote.")
@@ -75,7 +77,7 @@ class OnnxPredictor:
             ) from error
         if problem := _problem(labels, thresholds, preprocessing):
             raise BundleError(f"{path}: its metadata is damaged: {problem}. Export it again by msrn export.")
-        if len(thresholds) != len(labels) or not self._fits(len(labels), preprocessing["size"]):
+        if len(thresholds) != len(labels) or not _fits(inputs, outputs, len(labels), preprocessing["size"]):
             raise BundleError(
                 f"{path}: its metadata does not fit together, or not the model's input and output. Export it again by msrn export."
             )
@@ -87,25 +89,7 @@ class OnnxPredictor:
             np.tile(np.array(preprocessing[name], dtype=np.float32), self._size[1]) for name in ("mean", "std")
         )
         self._resampling = _RESAMPLING[preprocessing["interpolation"]]
-        self._input = self.session.get_inputs()[0].name
-
-    def _fits(self, num_labels: int, size: list[int]) -> bool:
-        """Whether the model takes images of a size, and returns a probability for each of so many labels."""
-        inputs, outputs = self.session.get_inputs(), {own.name: own for own in self.session.get_outputs()}
-        if len(inputs) != 1 or "probabilities" not in outputs:
-            return False
-        pairs = [
-            (inputs[0].shape, [None, 3, *size]),  # None and names stand for any number
-            (outputs["probabilities"].shape, [None, num_labels]),
-        ]
-        return inputs[0].type == "tensor(float)" and all(
-            len(given) == len(expected)
-            and all(
-                not isinstance(own, int) or other is None or own == other
-                for own, other in zip(given, expected, strict=True)
-            )
-            for given, expected in pairs
-        )
+        self._input: str = inputs[0][0]
 
     def predict(
         self,
@@ -213,6 +197,22 @@ def _problem(labels: Any, thresholds: Any, preprocessing: Any) -> str | None:
     if preprocessing.get("interpolation") not in tuple(_RESAMPLING):
         return "interpolation is neither bilinear nor bicubic"
     return None
+
+
+def _fits(
+    inputs: list[tuple[str, str, list[Any]]], outputs: dict[str, list[Any]], num_labels: int, size: list[int]
+) -> bool:
+    """Whether a model takes images of a size, and returns a probability for each of so many labels."""
+    if len(inputs) != 1 or inputs[0][1] != "tensor(float)" or "probabilities" not in outputs:
+        return False
+    pairs = [(inputs[0][2], [None, 3, *size]), (outputs["probabilities"], [None, num_labels])]
+    return all(
+        len(given) == len(expected)
+        and all(  # names stand for any number
+            not isinstance(own, int) or other in (None, own) for own, other in zip(given, expected, strict=True)
+        )
+        for given, expected in pairs
+    )
 
 
 def _are_numbers(values: Any) -> bool:
