@@ -2,12 +2,26 @@
 
 import json
 import os
+import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+import msrn.files
 from msrn.errors import MSRNError
-from msrn.files import JSONLinesWriter, check_can_write, replace_file, replace_folder, write_json, write_text
+from msrn.files import (
+    JSONLinesWriter,
+    check_can_write,
+    read_bounded,
+    remove_leftovers,
+    replace_file,
+    replace_folder,
+    write_json,
+    write_text,
+)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -149,3 +163,140 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MSRNError, match="cannot be written"):
         check_can_write("--json", tmp_path / "file" / "result.json")
+
+
+def write_lines(path):
+    with JSONLinesWriter(path) as writer:
+        writer.write({"a": 1})
+
+
+WRITERS = [lambda path: write_text(path, '{"a": 1}\n'), write_lines]
+
+
+@pytest.mark.fault("a pipe or a device where a file shall be written")
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_is_written_and_stays_one(tmp_path, kind, write, lost):
+    path = tmp_path / "special"
+    try:
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # null
+            path.write_text("")
+    except (AttributeError, OSError):
+        pytest.skip(f"this user may not make a {kind}")
+    before = stat.S_IFMT(path.stat().st_mode)
+    check_can_write("--json", path)
+    read = []
+    if kind == "pipe":
+        reader = threading.Thread(target=lambda: read.append(path.read_text()), daemon=True)
+        reader.start()
+    write(path)
+    if kind == "pipe":
+        reader.join(10)
+        assert [json.loads(text) for text in read] == [{"a": 1}]
+    assert stat.S_IFMT(path.stat().st_mode) == before
+    lost({"special"}, names_in(tmp_path), "names")
+
+
+@pytest.mark.fault("a link where a file shall be written")
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, write, lost):
+    (tmp_path / "there").mkdir()
+    links = {"old": tmp_path / "there" / "old.json", "new": tmp_path / "there" / "new.json"}
+    links["old"].write_text("old")
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+        check_can_write("--json", tmp_path / name)
+        write(tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert json.loads(target.read_text()) == {"a": 1}
+    lost({"old.json", "new.json"}, names_in(tmp_path / "there"), "names")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(MSRNError, match="cannot be written"):
+        write(tmp_path / "round")
+
+
+REPLACE = """
+import os, sys
+import msrn.files
+from pathlib import Path
+msrn.files._swap = msrn.files._swap if sys.argv[1] == "swap" else lambda one, other: False
+real, count = Path.replace, 0
+def replace(self, target):
+    global count
+    count += 1
+    if count == 2:
+        os._exit(9)
+    return real(self, target)
+Path.replace = replace
+if sys.argv[1] == "swap":  # right behind the one step
+    swap = msrn.files._swap
+    msrn.files._swap = lambda one, other: swap(one, other) and os._exit(9)
+with msrn.files.replace_folder(sys.argv[2]) as folder:
+    (folder / "file").write_text("new")
+"""
+
+
+@pytest.mark.fault("a kill while a folder takes the place of another")
+@pytest.mark.parametrize("way", ["swap", "two renames"])
+def test_a_kill_between_the_names_loses_no_folder(tmp_path, way, lost):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "file").write_text("old")
+    if way == "swap" and not msrn.files._swap(out, out):
+        pytest.skip("this system cannot swap two names")
+    done = subprocess.run([sys.executable, "-c", REPLACE, way, out], check=False)
+    assert done.returncode == 9
+    assert out.exists() == (way == "swap")
+    remove_leftovers(tmp_path, "out")
+    assert (out / "file").read_text() == ("new" if way == "swap" else "old")
+    lost({"out"}, names_in(tmp_path), "folders")
+
+
+@pytest.mark.fault("Ctrl-C while a folder takes the place of another")
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_between_the_names_loses_no_folder(tmp_path, monkeypatch, at, lost):
+    monkeypatch.setattr(msrn.files, "_swap", lambda one, other: False)
+    real, calls = Path.replace, []
+
+    def replace(self, target):
+        calls.append(target)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "file").write_text("old")
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), replace_folder(out) as folder:
+        (folder / "file").write_text("new")
+    assert (out / "file").read_text() == "old"
+    lost({"out"}, names_in(tmp_path), "folders")
+
+
+def test_the_next_write_puts_back_what_a_kill_moved_away(tmp_path):
+    moved = tmp_path / ".out.old.abcdefgh" / "old"
+    moved.mkdir(parents=True)
+    (moved / "file").write_text("old")
+    with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text(str(1 / 0))
+    assert (tmp_path / "out" / "file").read_text() == "old"
+
+
+def test_where_names_cannot_be_swapped_two_renames_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(msrn.files, "_swap", lambda one, other: False)
+    test_a_folder_is_replaced_whole(tmp_path)
+
+
+def test_what_is_read_whole_is_a_small_file(tmp_path):
+    (tmp_path / "small").write_bytes(b"1234")
+    assert read_bounded(tmp_path / "small", 4) == b"1234"
+    with pytest.raises(OSError, match="more than 3 bytes"):
+        read_bounded(tmp_path / "small", 3)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="no regular file"):
+            read_bounded(path, 4)

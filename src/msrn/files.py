@@ -1,10 +1,12 @@
 """Writing files so that they are whole or absent: to a temporary name first, then renamed."""
 
+import ctypes
 import errno
 import glob
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from msrn.errors import MSRNError
+
+# Of Linux, for `renameat2`: names are relative to the folder we are in, and swapped.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -52,10 +57,24 @@ def write_json(path: str | Path, value: Any) -> None:
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary file beside `path` that takes its place once the block has ended without an error.
 
+    Links are followed. What is no regular file (a device, a pipe) stays what it is: it is given the content at the end.
+
     Raises:
         MSRNError: The file cannot be written.
     """
     path = Path(path)
+    if _is_special(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / "content"
+            temporary.touch()
+            yield temporary
+            try:
+                with path.open("wb") as target, temporary.open("rb") as content:
+                    shutil.copyfileobj(content, target)
+            except OSError as error:
+                raise _not_written(path, error) from error
+        return
+    path = _behind_links(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -108,7 +127,26 @@ def check_can_write(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise MSRNError(f"{option} {path} is a folder. Give the name of a file.")
-    check_parent(path)
+    if not _is_special(path):
+        check_parent(_behind_links(path))
+    elif not os.access(path, os.W_OK):
+        raise MSRNError(f"{option} {path} may not be written. Choose another name.")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder: a device, a pipe, a socket."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _not_written(path, error) from error
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _behind_links(path: Path) -> Path:
+    """Where a link leads, also to nothing yet; else the path itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_parent(path: Path) -> None:
@@ -129,12 +167,17 @@ def check_parent(path: Path) -> None:
 def replace_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path` that takes its place once the block has ended without an error.
 
+    At every moment the name has the old folder or the new one. Where a system cannot swap two names (Linux can), it has neither
+    between two renames; what a kill leaves there, `remove_leftovers` or the next call puts back.
+
     Raises:
         MSRNError: The folder cannot be written.
     """
-    path = Path(path)
+    path = _behind_links(Path(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for moved in path.parent.glob(f".{glob.escape(path.name)}.old.????????"):
+            _put_back(moved, path)  # of a process that was killed in between
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
@@ -144,15 +187,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         for written in (*temporary.rglob("*"), temporary):
             _flush(written)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old / "old")
-            try:
-                temporary.replace(path)
-            except OSError:
-                (old / "old").replace(path)
-                old.rmdir()
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+            if not _swap(temporary, path):
+                _replace_by_way_of(temporary, path)
         else:
             temporary.replace(path)
         _flush(path.parent)
@@ -162,15 +198,67 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _swap(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, so that neither is absent at any moment; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # an old C library
+        return False
+    done: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0  # otherwise a file system that cannot, or an error that plain renames will say
+
+
+def _replace_by_way_of(temporary: Path, path: Path) -> None:
+    """Replace a folder by two renames; `remove_leftovers` puts back what a kill between them leaves."""
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    try:
+        path.replace(old / "old")
+        temporary.replace(path)
+    except BaseException:
+        _put_back(old, path)
+        raise
+    finally:
+        if path.exists():  # else the old folder is all there is
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Give a folder that was moved out of the way its name again, if nothing has it."""
+    if not path.exists() and (old / "old").exists():
+        (old / "old").replace(path)
+
+
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what `replace_file` and `replace_folder` left beside these names in a folder where their process was killed."""
+    """Remove what `replace_file` and `replace_folder` left beside these names in a folder where their process was killed.
+
+    A folder that was moved out of the way, and that no new one has followed, gets its name back.
+    """
     for name in names:
-        for pattern in (f".{glob.escape(name)}.????????", f".{glob.escape(name)}.old.????????"):
-            for path in folder.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+        moved = list(folder.glob(f".{glob.escape(name)}.old.????????"))
+        for path in moved:
+            _put_back(path, folder / name)
+        for path in (*moved, *folder.glob(f".{glob.escape(name)}.????????")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The content of a file that is known to be small.
+
+    Raises:
+        OSError: It is no regular file (a pipe would be waited for, a device has no end), larger, or cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(f"it has more than {max_bytes:,} bytes")
+    return content
 
 
 def is_utf8(text: str) -> bool:
@@ -196,6 +284,8 @@ def _umask() -> int:
 class JSONLinesWriter:
     """Writes one JSON object a line: to standard output for `-`, to a file that appears whole at the end, or nowhere for None.
 
+    Devices and pipes are given each line as it is written.
+
     Example:
         `with JSONLinesWriter("tags.jsonl") as writer: writer.write({"path": "photo.jpg"})`
     """
@@ -207,7 +297,13 @@ class JSONLinesWriter:
         self._file: Any = None
 
     def __enter__(self) -> "JSONLinesWriter":
-        if self.path is not None:
+        if self.path is not None and _is_special(self.path):
+            try:
+                self._file = self.path.open("w", encoding="utf-8", newline="", buffering=1)
+            except OSError as error:
+                raise _not_written(self.path, error) from error
+        elif self.path is not None:
+            self.path = _behind_links(self.path)
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
@@ -234,16 +330,17 @@ class JSONLinesWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.is_stdout:
             sys.stdout.flush()
-        if self._file is None or self._temporary is None or self.path is None:
+        if self._file is None or self.path is None:
             return
         try:
             self._file.close()
-            if kind is None:
+            if kind is None and self._temporary is not None:
                 put_in_place(self._temporary, self.path)
         except OSError as failure:
             raise _not_written(self.path, failure) from failure
         finally:
-            self._temporary.unlink(missing_ok=True)
+            if self._temporary is not None:
+                self._temporary.unlink(missing_ok=True)
 
 
 def _not_written(path: Path | None, error: OSError) -> MSRNError:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Most pixels of a network's input, far above what anyone needs: of each image it takes 200 MB.
+MAX_INPUT_PIXELS = 2**24
+
 
 @dataclass(frozen=True)
 class LabelProbability:

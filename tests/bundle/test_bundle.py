@@ -1,6 +1,8 @@
 import copy
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -494,3 +496,73 @@ def test_damaged_decisions_are_named(
     edit(path, lambda config: config.update({key: 3}))
     with pytest.raises(BundleError, match=rf"config\.json: {key} is damaged: it must be an object"):
         load_bundle(path)
+
+
+# What a configuration asks for
+
+
+HUNGRY: dict[str, Callable[[dict[str, Any]], None]] = {
+    "stages": lambda config: config["architecture"].update(num_stages=10**9),
+    "stages within bounds": lambda config: config["architecture"].update(num_stages=10**6),
+    "width": lambda config: config["architecture"].update(dim=10**8),
+    "width within bounds": lambda config: config["architecture"].update(dim=10**6),
+    "channels": lambda config: config["architecture"].update(backbone_options={"channels": [20_000] * 4}),
+    "layers": lambda config: config["architecture"].update(backbone_options={"layers": [10**6] * 4}),
+    "hidden width": lambda config: config["architecture"].update(classifier="joint", classifier_dim=10**9),
+    "hidden width within bounds": lambda config: config["architecture"].update(
+        classifier="joint", classifier_dim=10**6
+    ),
+    "a number of 400 digits": lambda config: config["architecture"].update(dim=10**400),
+    "size": lambda config: config["preprocessing"].update(size=[200_000, 200_000]),
+    "a long side": lambda config: config["preprocessing"].update(size=[1, 10**11]),
+}
+
+
+@pytest.mark.usefixtures("typing_off")
+@pytest.mark.fault("a bundle whose configuration asks for any amount of memory")
+@pytest.mark.parametrize("what", HUNGRY)
+def test_what_a_configuration_asks_for_is_compared_before_memory_is_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch, lost: Callable[[Any, Any, str], None], what: str
+) -> None:
+    """No model is built but those of no memory."""
+    built = []
+
+    def build(*arguments: Any) -> Any:
+        assert torch.empty(1).device.type == "meta"
+        built.append(arguments)
+        return build_model(*arguments)
+
+    monkeypatch.setattr("msrn.bundle.bundle.build_model", build)
+    before = sorted(file.name for file in path.iterdir())
+    edit(path, HUNGRY[what])
+    started = time.monotonic()
+    with pytest.raises(BundleError, match=r"config\.json"):
+        load_bundle(path)
+    assert time.monotonic() - started < 20
+    lost(before, [file.name for file in path.iterdir()], "files")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": True}, "has format True"),
+        ({"labels": ["\ud800", *"abcde"]}, r"the label '\\ud800' is no text that can be written"),
+    ],
+)
+def test_configurations_that_only_seem_right(path: Path, change: dict[str, Any], message: str) -> None:
+    edit(path, lambda config: config.update(change))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+@pytest.mark.fault("a pipe, a device or a huge file in a bundle")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_is_no_regular_file(path: Path, lost: Callable[[Any, Any, str], None], name: str) -> None:
+    before = sorted(file.name for file in path.iterdir())
+    for make_it in (os.mkfifo, lambda file: file.symlink_to("/dev/zero")):
+        (path / name).unlink()
+        make_it(path / name)
+        with pytest.raises(BundleError, match="it is no regular file"):
+            load_bundle(path)
+    lost(before, [file.name for file in path.iterdir()], "files")

@@ -32,7 +32,7 @@ def fuzz(name: str, runs: int, result: Path) -> None:
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     corpus = folder / "corpus"
     corpus.mkdir()
-    for number, seed in enumerate(target.seeds()):
+    for number, seed in enumerate(target.inputs()):
         (corpus / str(number)).write_bytes(seed)
     path = folder / target.name
     count, start = 0, time.monotonic()

@@ -12,21 +12,35 @@ from typing import Any
 import numpy as np
 import torch
 from image_files import encoded, odd_images
+from onnx_files import small_onnx
 from PIL import Image
 from safetensors.torch import save
 
 from msrn.bulk import find_images
 from msrn.bundle import load_bundle
 from msrn.compare.variants import read_variants
-from msrn.data import open_source, read_image
+from msrn.data import Source, open_source, read_image
+from msrn.data.voc import VOC_LABELS
 from msrn.export import OnnxPredictor
 from msrn.labels.graph_file import read_graph, write_graph
+from msrn.labels.label_vectors import LabelVectors, VectorOrigin
 from msrn.labels.pickles import read_published_graph, read_published_vectors
 from msrn.labels.sets import read_label_names
-from msrn.labels.vector_file import read_vectors
+from msrn.labels.vector_file import read_vectors, write_vectors
 from msrn.labels.word_file import find_words
 from msrn.models.published import read_published_checkpoint
 from msrn.recipes import load_recipe
+from msrn.training.fit import read_checkpoint
+
+# Values that make PyYAML's own constructors raise what is no error of YAML, or that grow.
+YAML_VALUES = [
+    "2024-13-45", "0x_", "1" * 5000, "!!timestamp x", "!!bool x", "!!int ''", "!!float x", "[" * 3000, "&a {b: *a}", "&a [*a]",
+    "0x" + "f" * 5000, "!!binary x", "!!set {a}", "!!omap [a: 1]", "!!pairs [a]", '"\\ud800"',
+]  # fmt: skip
+YAML_FAULTS = [f"a: {value}\n".encode() for value in YAML_VALUES] + [
+    b"name: !!bool x\n", b"model: {backbone_options: &a {b: *a}}\n", b"? [a]\n: 1\n", b"? {a: 1}\n: 1\n", b"!!int x",
+    b"\xff", b"a: \0",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,18 +52,97 @@ class Target:
         seeds: Files that it takes.
         read: Reads the file at a path; what it raises has to be one of our errors.
         runs: Inputs of a long run.
+        faults: Files that it refuses, from which mutations start too.
     """
 
     name: str
     seeds: Callable[[], list[bytes]]
     read: Callable[[Path], object]
     runs: int = 500_000
+    faults: Callable[[], list[bytes]] = list
+
+    def inputs(self) -> list[bytes]:
+        """Where mutations start."""
+        return [*self.seeds(), *self.faults()]
 
 
 def _read_all(path: Path) -> None:
-    source = open_source(path, allow_outside=True)
+    _beside(path, "a.jpg")
+    _read_source(open_source(path, allow_outside=True))
+
+
+def _read_with_problems(path: Path) -> None:
+    """As `msrn data check` does: what is wrong is gathered."""
+    _beside(path, "a.jpg")
+    _read_source(open_source(path, allow_outside=True, problems=[]))
+
+
+def _read_source(source: Source) -> None:
     for split in source.splits:
         source.read(split)
+
+
+def _beside(path: Path, *names: str) -> None:
+    """Images that files name."""
+    for name in names:
+        file = path.parent / name
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded(Image.new("RGB", (4, 4)), "JPEG"))
+
+
+def _read_voc(path: Path) -> None:
+    """One label's list among those of the others."""
+    root = path.parent / "voc"
+    lists = root / "ImageSets" / "Main"
+    if not lists.exists():
+        lists.mkdir(parents=True)
+        _beside(path, "voc/JPEGImages/000001.jpg", "voc/JPEGImages/000002.jpg")
+        for label in VOC_LABELS:
+            (lists / f"{label}_train.txt").write_text("000001 1\n000002 -1\n")
+    (lists / "cat_train.txt").write_bytes(path.read_bytes())
+    _read_source(open_source(root))
+    _read_source(open_source(root, problems=[]))
+
+
+def _read_nuswide(name: str) -> Callable[[Path], None]:
+    """One list among the others, `ImageList/TrainImagelist.txt` or that of a concept."""
+
+    def read(path: Path) -> None:
+        root = path.parent / "nus"
+        files = {
+            "Concepts81.txt": "cat\ndog\n",
+            "ImageList/TrainImagelist.txt": "a\\1.jpg\nb\\2.jpg\n",
+            "Groundtruth/TrainTestLabels/Labels_cat_Train.txt": "1\n0\n",
+            "Groundtruth/TrainTestLabels/Labels_dog_Train.txt": "0\n1\n",
+        }
+        _beside(path, "nus/images/a/1.jpg", "nus/images/b/2.jpg")
+        for other, text in files.items():
+            if not (root / other).exists():
+                (root / other).parent.mkdir(parents=True, exist_ok=True)
+                (root / other).write_text(text)
+        (root / name).write_bytes(path.read_bytes())
+        _read_source(open_source(root))
+        _read_source(open_source(root, problems=[]))
+
+    return read
+
+
+def _run_checkpoint(*, new: bool = True) -> bytes:
+    state: dict[str, Any] = {
+        "epoch": 0, "global_step": 1, "state_dict": dict(_MODULE.state_dict()), "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {
+            "EpochTable": {"rows": [{"epoch": 0, "val/mAP": 0.5}]},
+            "KeepCheckpoints": {"best_epoch": 0, "best_mAP": 0.5, "kept": "Epoch 1", "num_batches": 0},
+        },
+        "optimizer_states": [{"state": {}}], "lr_schedulers": [{"last_epoch": 1}],
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=new)
+    return buffer.getvalue()
+
+
+_MODULE = torch.nn.Linear(2, 2)
 
 
 def _read_table_of_paths(path: Path) -> None:
@@ -108,6 +201,15 @@ def _graph() -> list[bytes]:
     with TemporaryDirectory() as folder:
         write_graph(Path(folder) / "g.json", CountedGraph(graph, 2, "train", None))
         return [(Path(folder) / "g.json").read_bytes()]
+
+
+def _vectors() -> list[bytes]:
+    from tempfile import TemporaryDirectory
+
+    found = LabelVectors(("cat", "dog"), torch.ones(2, 3), (VectorOrigin("words"),) * 2, "glove.txt")
+    with TemporaryDirectory() as folder:
+        write_vectors(Path(folder) / "v.safetensors", found)
+        return [(Path(folder) / "v.safetensors").read_bytes()]
 
 
 def _coco() -> bytes:
@@ -171,7 +273,9 @@ TARGETS: dict[str, Target] = {
         "x.pkl", _pickled_vectors, read_published_vectors
     ),
     "label graph": Target("g.json", _graph, read_graph),
-    "word vectors": Target("v.safetensors", lambda: [save({"vectors": torch.zeros(2, 3)}, {"labels": '["a", "b"]'})], read_vectors),
+    "word vectors": Target(
+        "v.safetensors", _vectors, read_vectors, faults=lambda: [save({"vectors": torch.zeros(2, 3)}, {"labels": '["a", "b"]'})]
+    ),
     "file of words": Target("w.txt", lambda: [b"cat 1 2 3\ndog 4 5 6\n", b"2 3\ncat 1 2 3\n"], lambda p: find_words(p, ["cat"])),
     "binary file of words": Target("w.bin", lambda: [b"1 2\ncat " + bytes(8) + b"\n"], lambda p: find_words(p, ["cat"])),
     "label names": Target("l.txt", lambda: [b"cat\ndog\n", b"\xef\xbb\xbfa\n"], read_label_names),
@@ -179,46 +283,54 @@ TARGETS: dict[str, Target] = {
     "table, JSON Lines": Target("t.jsonl", lambda: [b'{"path": "a", "labels": ["cat"]}\n', b'{"path": "a", "x": 1}\n'], _read_all),
     "table, Parquet": Target("t.parquet", _parquet, _read_all),
     "table of paths": Target("t.csv", lambda: [b"path\na.jpg\n", b"file_name;x\nb;1\n"], _read_table_of_paths),
+    "table, CSV, problems gathered": Target(
+        "t.csv", lambda: [b"path,labels,split\na.jpg,cat|dog,train\n", b"path,cat\na.jpg,1\n"], _read_with_problems
+    ),
+    "table, JSON Lines, problems gathered": Target(
+        "t.jsonl", lambda: [b'{"path": "a.jpg", "labels": ["cat"]}\n', b'{"path": "a.jpg", "x": 1}\n'], _read_with_problems
+    ),
+    "VOC, a list": Target("l.txt", lambda: [b"000001 1\n000002 -1\n", b"000001  0\r\n000002 -1"], _read_voc),
+    "NUS-WIDE, images": Target(
+        "l.txt", lambda: [b"a\\1.jpg\nb\\2.jpg\n", b"\xef\xbb\xbfa/1.jpg\r\nb/2.jpg\r\n"],
+        _read_nuswide("ImageList/TrainImagelist.txt"),
+    ),
+    "NUS-WIDE, a concept": Target(
+        "l.txt", lambda: [b"1\n0\n", b"0\r\n1"], _read_nuswide("Groundtruth/TrainTestLabels/Labels_cat_Train.txt")
+    ),
+    "checkpoint of a run": Target(
+        "last.ckpt", lambda: [_run_checkpoint()], lambda p: read_checkpoint(p, _MODULE),
+        faults=lambda: [_checkpoint(new=True), _run_checkpoint(new=False)],
+    ),
     "COCO": Target("instances_train.json", lambda: [_coco()], _read_all),
     "Label Studio": Target("export.json", lambda: [_label_studio()], _read_all),
     "WebDataset": Target("0.tar", _tar, _read_all),
-    "recipe": Target("r.yaml", lambda: [b"data:\n  root: x\n", b"name: a\nmodel: {dim: 8}\n"], load_recipe),
-    "override of a recipe": Target(
-        "o.txt", lambda: [b"data.size=[8,8]", b"model.dim=3\noptimizer.lr=1e-3", b"trainer.seed=7"], _read_override
+    "recipe": Target(
+        "r.yaml", lambda: [b"data:\n  root: x\n", b"name: a\nmodel: {dim: 8}\n"], load_recipe, faults=lambda: YAML_FAULTS
     ),
-    "variants": Target("v.yaml", lambda: [b"- name: a\n  overrides: [model.dim=8]\n", b"a: [model.dim=8]\n"], read_variants),
+    "override of a recipe": Target(
+        "o.txt", lambda: [b"data.size=[8,8]", b"model.dim=3\noptimizer.lr=1e-3", b"trainer.seed=7"], _read_override,
+        faults=lambda: [f"model.dim={value}".encode() for value in YAML_VALUES],
+    ),
+    "variants": Target(
+        "v.yaml", lambda: [b"a: [model.dim=8]\n", b"a:\n  - model.dim=8\nb: [model.head=csra]\n"], read_variants,
+        faults=lambda: [b"- name: a\n  overrides: [model.dim=8]\n", *YAML_FAULTS],
+    ),
     "bundle, configuration": Target("c.json", _bundle_seeds("config.json"), _read_bundle_with("config.json")),
     "bundle, weights": Target("w", _bundle_seeds("model.safetensors"), _read_bundle_with("model.safetensors")),
     "published checkpoint": Target("x.pth", lambda: [_checkpoint(new=True), _checkpoint(new=False)], read_published_checkpoint),
-    "ONNX": Target("m.onnx", lambda: [_onnx()], OnnxPredictor),
-    "image": Target("i.png", lambda: _images(), read_image, runs=100_000),
+    "ONNX": Target("m.onnx", lambda: [small_onnx()], OnnxPredictor, faults=lambda: [small_onnx(labels="[]")]),
+    "image": Target("i.png", lambda: _images(good=True), read_image, runs=100_000, faults=lambda: _images(good=False)),
 }  # fmt: skip
 
 
-def _onnx() -> bytes:
-    import onnx
-
-    value = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node("Identity", ["images"], ["logits"])
-    graph = onnx.helper.make_graph(
-        [node],
-        "g",
-        [value("images", onnx.TensorProto.FLOAT, [1, 2])],
-        [value("logits", onnx.TensorProto.FLOAT, [1, 2])],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    for key in ("labels", "thresholds", "preprocessing", "version"):
-        model.metadata_props.add(key=key, value="[]")
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def _images() -> list[bytes]:
-    small = Image.effect_noise((9, 7), 90)
-    more = [encoded(small.convert("RGB"), kind) for kind in ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")]
-    return more + [
-        data for name, (data, _) in odd_images().items() if len(data) < 2000 and name != "decompression bomb"
+def _images(*, good: bool) -> list[bytes]:
+    odd = [
+        data for data, status in odd_images().values() if len(data) < 2000 and (status == 200) == good and status != 413
     ]
+    if not good:
+        return odd
+    small = Image.effect_noise((9, 7), 90)
+    return [encoded(small.convert("RGB"), kind) for kind in ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")] + odd
 
 
 def mutate(data: bytes, edits: list[tuple[int, int, int]]) -> bytes:

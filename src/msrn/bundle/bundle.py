@@ -1,7 +1,9 @@
 """A bundle: a folder with everything a trained model needs, and nothing that has to be unpickled."""
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from msrn.bundle.card import model_card
 from msrn.data.transforms import Preprocessing
-from msrn.errors import BundleError, MSRNError
-from msrn.files import replace_folder, share_file, write_text
+from msrn.errors import BundleError, ModelError, MSRNError
+from msrn.files import is_utf8, read_bounded, replace_folder, share_file, write_text
 from msrn.labels import LabelGraph
 from msrn.metrics import Calibration, Thresholds, calibration_from_dict
 from msrn.models import MSRN, Classifier, build_model
+from msrn.prediction import MAX_INPUT_PIXELS
 
 FORMAT_VERSION = 4
 # What an architecture meant by leaving a key out, where that was another value than today.
@@ -31,6 +35,10 @@ _FORMER_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+# A configuration with 10,000 labels has 2 MB.
+_MAX_CONFIG_BYTES = 64_000_000
+# What a number of an architecture can be, far above what any has.
+_MAX_NUMBER = 2**20
 _GRAPH_PREFIX = "label_graph."
 _MODEL_PREFIX = "model."
 _DECISION_KEYS = ("threshold", "thresholds", "calibration")
@@ -144,6 +152,8 @@ def load_bundle(path: str | Path) -> Bundle:
     path = Path(path).expanduser()
     config = _read_config(path)
     try:
+        if (path / WEIGHTS_FILE).exists() and not (path / WEIGHTS_FILE).is_file():
+            raise ValueError("it is no regular file")
         tensors = load_file(path / WEIGHTS_FILE)
     except FileNotFoundError:
         raise BundleError(
@@ -164,14 +174,23 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(
             f"{path / CONFIG_FILE} names no backbone that comes with timm. Save the bundle with one that does."
         )
+    if vectors is None:  # of a head that looks at no vectors, or the weights lack them and do not fit
+        vectors = torch.zeros(len(label_graph.label_names), 1)
+    # The weights come from the bundle: a configuration must not make timm read a file or the network.
+    plain = {**architecture, "pretrained": False, "weights": None}
     try:
-        # The weights come from the bundle: a configuration must not make timm read a file or the network.
-        model = build_model({**architecture, "pretrained": False, "weights": None}, label_graph, vectors)
+        # First without memory, so that a configuration of a few bytes cannot ask for more than the weights beside it have.
+        with torch.device("meta"), _at_most_parameters(2 * len(state) + 1000):
+            expected = build_model(plain, label_graph, vectors).state_dict()
+        _check_fit(path, expected, state)
+        model = build_model(plain, label_graph, vectors)
+    except BundleError:
+        raise
     except Exception as error:  # values of any kind, from strangers, reach builders of timm and torch
         raise BundleError(
             f"{path / CONFIG_FILE} describes no model that can be built: {str(error) or type(error).__name__}"
         ) from error
-    _load_state(path, model, state)
+    model.load_state_dict(state)
     model.eval()
     thresholds, calibration = _decisions(path, config)
     return Bundle(
@@ -230,7 +249,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} {what}. A bundle is the folder that training writes ({WEIGHTS_FILE}, {CONFIG_FILE})."
         )
     try:
-        config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(read_bounded(path / CONFIG_FILE, _MAX_CONFIG_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise BundleError(
             f"{path} has no {CONFIG_FILE}, so it is not a bundle. Give the folder that training writes."
@@ -241,11 +260,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     if missing:
         raise BundleError(f"{path / CONFIG_FILE} lacks {', '.join(missing)}. Copy or save the bundle again.")
     version = config["format_version"]
-    if version != FORMAT_VERSION and version not in (*_FORMER_DEFAULTS,):
+    if isinstance(version, bool) or version not in (FORMAT_VERSION, *_FORMER_DEFAULTS):  # True is 1
         raise BundleError(f"{path} has format {version}, this msrn reads formats up to {FORMAT_VERSION}. Update msrn.")
     labels = config["labels"]
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise BundleError(f"{path / CONFIG_FILE}: labels is not a list of names. Copy or save the bundle again.")
+    if halves := [label for label in labels if not is_utf8(label)]:
+        raise BundleError(
+            f"{path / CONFIG_FILE}: the label {halves[0]!r} is no text that can be written. Mend it there."
+        )
     if not _is_number(config["threshold"]) or not 0 <= config["threshold"] <= 1:
         raise BundleError(
             f"{path / CONFIG_FILE}: threshold is a probability, got {config['threshold']!r}. Mend it there."
@@ -255,9 +278,24 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise BundleError(
                 f"{path / CONFIG_FILE}: {key} is not an object of keys and values. Save the bundle again."
             )
+    if _holds_large_number(config["architecture"]):
+        raise BundleError(
+            f"{path / CONFIG_FILE}: architecture holds a number above {_MAX_NUMBER:,}, which no model has. Save the bundle again."
+        )
     former = _FORMER_DEFAULTS.get(version, {}).get(str(config["architecture"].get("name")), {})
     config["architecture"] = {**former, **config["architecture"]}
     return config
+
+
+def _holds_large_number(value: Any) -> bool:
+    pending = [value]
+    while pending:
+        own = pending.pop()
+        if isinstance(own, dict | list):
+            pending.extend(own.values() if isinstance(own, dict) else own)
+        elif isinstance(own, int | float) and abs(own) > _MAX_NUMBER:
+            return True
+    return False
 
 
 def _decisions(path: Path, config: dict[str, Any]) -> tuple[Thresholds | None, Calibration | None]:
@@ -284,7 +322,9 @@ def _preprocessing(path: Path, values: dict[str, Any]) -> Preprocessing:
         raise BundleError(f"{path / CONFIG_FILE}: preprocessing has other keys than expected: {error}.") from error
     size, mean, std = preprocessing.size, preprocessing.mean, preprocessing.std
     is_right = {
-        "size": _are_numbers(size, 2) and all(isinstance(side, int) and side > 0 for side in size),
+        "size": _are_numbers(size, 2)
+        and all(isinstance(side, int) and side > 0 for side in size)
+        and size[0] * size[1] <= MAX_INPUT_PIXELS,
         "mean": _are_numbers(mean, 3),
         "std": _are_numbers(std, 3) and all(value > 0 for value in std),
         "interpolation": preprocessing.interpolation in ("bilinear", "bicubic"),
@@ -293,7 +333,7 @@ def _preprocessing(path: Path, values: dict[str, Any]) -> Preprocessing:
     if wrong:
         raise BundleError(
             f"{path / CONFIG_FILE}: preprocessing holds {', '.join(wrong)}. Expected size (height and width), mean and std "
-            "(three numbers each) and interpolation (bilinear or bicubic)."
+            f"(three numbers each) and interpolation (bilinear or bicubic); a size has at most {MAX_INPUT_PIXELS:,} pixels."
         )
     return preprocessing
 
@@ -330,8 +370,26 @@ def _label_graph(path: Path, config: Mapping[str, Any], tensors: Mapping[str, to
         raise BundleError(f"{path}: the label graph is damaged: {error}") from None
 
 
-def _load_state(path: Path, model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    expected = model.state_dict()
+@contextmanager
+def _at_most_parameters(most: int) -> Iterator[None]:
+    """Stop this thread where it makes a model of more tensors, as one of a billion layers has."""
+    thread, count = threading.get_ident(), 0
+
+    def check(*_: Any) -> None:
+        nonlocal count
+        if threading.get_ident() == thread:
+            count += 1
+            if count > most:
+                raise ModelError("it has far more layers than there are weights for.")
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_fit(path: Path, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
@@ -351,7 +409,6 @@ def _load_state(path: Path, model: torch.nn.Module, state: Mapping[str, torch.Te
             f"{path}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}: {'; '.join(problems)}. "
             "Take both files from the same training run."
         )
-    model.load_state_dict(state)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ def explain(
     """
     from rich.progress import track
 
-    from msrn.cli.output import check_outputs, check_outside, make_console, tell_undrawable
+    from msrn.cli.output import check_outputs, check_outside, make_console, printable, tell_undrawable
     from msrn.errors import MSRNError, UnreadableImageError
     from msrn.files import write_json
     from msrn.predict import load
@@ -82,7 +82,7 @@ def explain(
         for found in predictor.explain_stream(images, names, top_k=top, with_related=not no_related, on_error=on_error):
             rows.append(found.to_dict())
             if not is_single:
-                console.print(f"{found.path}", markup=False, highlight=False, soft_wrap=True)
+                console.print(printable(found.path), markup=False, highlight=False, soft_wrap=True)
             _tell(console, rows[-1])
             yield found, rows[-1]
 
@@ -101,7 +101,7 @@ def explain(
     if json_file is not None and rows:
         write_json(json_file, rows[0] if is_single else rows)
     for error in failed:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(error)}", err=True)
     if failed:
         rest = "the others are done" if rows else "nothing was written"
         typer.echo(f"error: {len(failed)} of {len(images)} images could not be read; {rest}.", err=True)

@@ -121,7 +121,9 @@ def _is_first_process() -> bool:
 
 
 def _fail(message: str, *, code: int = 1) -> None:
-    typer.echo(f"error: {message}", err=True)
+    from msrn.cli.output import printable  # Rich takes a while
+
+    typer.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)
 
 

@@ -1,12 +1,14 @@
 """What commands print: tables for people, on standard error where standard output carries JSON."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 
 from msrn.drawing import undrawable_letters
@@ -17,9 +19,42 @@ if TYPE_CHECKING:
     from msrn.predict import Prediction
 
 
+# Control characters, formatting such as a reversed direction, halves of letters, and other ends of lines.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# They join letters, in Persian and in emoji.
+_JOINERS = "\u200c\u200d"
+
+
+class _SafeConsole(Console):
+    """Shows labels, paths and whatever else comes from strangers as `printable` does; what Rich adds stays."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, keep="\n\t"), segment.style)
+
+
 def make_console(json_file: Path | None) -> Console:
     """A console on standard output, or on standard error where JSON goes to standard output."""
-    return Console(stderr=str(json_file) == "-", emoji=False)
+    return _SafeConsole(stderr=str(json_file) == "-", emoji=False)
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    r"""Text of strangers for a terminal: what would move its cursor, change its title or turn its letters around is written out.
+
+    Args:
+        text: A label, a path, an error.
+        keep: Characters that are left as they are.
+
+    Example:
+        >>> printable("船 \x1b]0;title\x07")
+        '船 \\x1b]0;title\\x07'
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _UNSAFE and letter not in keep and letter not in _JOINERS
+        else letter
+        for letter in str(text)
+    )
 
 
 def check_outputs(source: str | Path, **outputs: Path | None) -> None:

@@ -213,7 +213,7 @@ def _print(
 ) -> None:
     from rich.progress import Progress
 
-    from msrn.cli.output import shown_labels
+    from msrn.cli.output import printable, shown_labels
     from msrn.data import list_images
     from msrn.errors import MSRNError
     from msrn.files import JSONLinesWriter
@@ -236,11 +236,13 @@ def _print(
             writer.write(prediction.to_dict())
             if prediction.error is not None:
                 num_failed += 1
-                typer.echo(f"error: {prediction.error}", err=True)
+                typer.echo(f"error: {printable(prediction.error)}", err=True)
             elif json_file is None:
                 labels = shown_labels(prediction)
                 console.print(
-                    f"{prediction.path}: {labels or '(no label above the threshold)'}", markup=False, soft_wrap=True
+                    f"{printable(prediction.path)}: {labels or '(no label above the threshold)'}",
+                    markup=False,
+                    soft_wrap=True,
                 )
     if num_failed:
         typer.echo(f"error: {num_failed} of {len(paths)} images could not be read; the others are done.", err=True)

@@ -60,12 +60,11 @@ def list_(
 @app.command(epilog=SHOW_EPILOG)
 def show(recipe: Name, overrides: Overrides = None) -> None:
     """Print a recipe with every key, as a run would take it."""
-    import yaml
-
     from msrn.recipes import load_recipe
+    from msrn.recipes.yaml_text import dump_yaml
 
     values = load_recipe(recipe, overrides or ()).model_dump(mode="json")
-    typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+    typer.echo(dump_yaml(values), nl=False)
 
 
 @app.command(epilog=CHECK_EPILOG)
@@ -74,7 +73,8 @@ def check(recipe: Name, overrides: Overrides = None) -> None:
 
     Data are not looked at: `msrn train RECIPE --dry-run` does.
     """
+    from msrn.cli.output import printable
     from msrn.recipes import load_recipe
 
     found = load_recipe(recipe, overrides or ())
-    typer.echo(f"{recipe}: fine, {found.model.head} on {found.model.backbone}, data {found.data.root}")
+    typer.echo(printable(f"{recipe}: fine, {found.model.head} on {found.model.backbone}, data {found.data.root}"))

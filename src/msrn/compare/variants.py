@@ -1,13 +1,13 @@
 """What is compared: heads, and MSRN without or with another of its parts. Each is a few overrides of one recipe."""
 
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from msrn.errors import RecipeError
+from msrn.recipes.yaml_text import read_yaml_file, safe_yaml
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def read_variants(path: str | Path) -> list[Variant]:
         RecipeError: The file cannot be read, or holds something else.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = safe_yaml(read_yaml_file(Path(path)))
+    except (OSError, ValueError, RecipeError) as error:
         raise RecipeError(
-            f"{path} cannot be read as variants: {' '.join(str(error).split())}. Give a YAML file of names with lists of key=value."
+            f"{path} cannot be read as variants: {error}. Give a YAML file of names with lists of key=value."
         ) from None
     if not isinstance(values, dict) or not values:
         raise RecipeError(f"{path} holds no variants. Give names with lists, as in 'wide: [model.dim=1024]'.")
@@ -142,7 +142,9 @@ def read_variants(path: str | Path) -> list[Variant]:
         if name in HEADS | ABLATIONS:
             raise RecipeError(f"{path}: '{name}' is a variant that comes with msrn. Take another name.")
         if not isinstance(overrides, list) or not all(isinstance(text, str) and "=" in text for text in overrides):
-            raise RecipeError(f"{path}: '{name}' takes a list of key=value, as in [model.dim=1024]; got {overrides!r}.")
+            raise RecipeError(
+                f"{path}: '{name}' takes a list of key=value, as in [model.dim=1024]; got {reprlib.repr(overrides)}."
+            )
         if fixed := [key for text in overrides if (key := text.partition("=")[0]) in FIXED_KEYS]:
             raise RecipeError(
                 f"{path}: '{name}' sets {fixed[0]}, which is the same for all that is compared. Set it for the whole comparison."

@@ -1,6 +1,7 @@
 """Predicting with an exported ONNX file: onnxruntime, numpy and Pillow, without PyTorch."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 
 from msrn.data.images import read_image, to_rgb
 from msrn.errors import BundleError, MissingDependencyError, ModelError, UnreadableImageError
-from msrn.prediction import LabelProbability, Prediction
+from msrn.files import is_utf8
+from msrn.prediction import MAX_INPUT_PIXELS, LabelProbability, Prediction
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,35 +52,44 @@ class OnnxPredictor:
             raise MissingDependencyError("an exported model needs onnxruntime: pip install onnxruntime.") from error
 
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():
+            raise BundleError(f"{path} is no regular file. Give a file that msrn export wrote.")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            found = self.session.get_modelmeta().custom_metadata_map  # these too fail on text that is no UTF-8
+            inputs = [(own.name, own.type, own.shape) for own in self.session.get_inputs()]
+            outputs = {own.name: own.shape for own in self.session.get_outputs()}
         except Exception as error:  # onnxruntime has no base class of its errors
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{path}: no ONNX model ({reason}). Export it again by msrn export.") from error
-        found = self.session.get_modelmeta().custom_metadata_map
         missing = [key for key in _KEYS if key not in found]
         if missing:
             raise BundleError(f"{path}: no '{missing[0]}' in its metadata. Give a file that msrn export wrote.")
         try:
-            self.label_names: tuple[str, ...] = tuple(map(str, json.loads(found["labels"])))
-            self.thresholds = np.array(json.loads(found["thresholds"]), dtype=np.float64)
-            self.preprocessing: dict[str, Any] = json.loads(found["preprocessing"])
-            self._size = height, width = tuple(map(int, self.preprocessing["size"]))
-            self._mean, self._std = (
-                np.tile(np.array(self.preprocessing[name], dtype=np.float32), width) for name in ("mean", "std")
-            )
-            self._resampling = _RESAMPLING[self.preprocessing["interpolation"]]
-        except (ValueError, KeyError, TypeError) as error:
+            labels, thresholds, preprocessing = (json.loads(found[key]) for key in _KEYS[:3])
+        except (ValueError, RecursionError) as error:
             raise BundleError(
                 f"{path}: its metadata is damaged ({error!r}). Export it again by msrn export."
             ) from error
-        if self.thresholds.shape != (len(self.label_names),) or height < 1 or width < 1:
-            raise BundleError(f"{path}: its metadata does not fit together. Export it again by msrn export.")
-        self._input = self.session.get_inputs()[0].name
+        if problem := _problem(labels, thresholds, preprocessing):
+            raise BundleError(f"{path}: its metadata is damaged: {problem}. Export it again by msrn export.")
+        if len(thresholds) != len(labels) or not _fits(inputs, outputs, len(labels), preprocessing["size"]):
+            raise BundleError(
+                f"{path}: its metadata does not fit together, or not the model's input and output. Export it again by msrn export."
+            )
+        self.label_names: tuple[str, ...] = tuple(labels)
+        self.thresholds = np.array(thresholds, dtype=np.float64)
+        self.preprocessing: dict[str, Any] = preprocessing
+        self._size: tuple[int, int] = tuple(preprocessing["size"])
+        self._mean, self._std = (
+            np.tile(np.array(preprocessing[name], dtype=np.float32), self._size[1]) for name in ("mean", "std")
+        )
+        self._resampling = _RESAMPLING[preprocessing["interpolation"]]
+        self._input: str = inputs[0][0]
 
     def predict(
         self,
@@ -123,11 +134,21 @@ class OnnxPredictor:
         """Probabilities (B, L) of a batch (B, 3, H, W) that is already preprocessed.
 
         Raises:
-            ModelError: The output is not finite.
+            ModelError: The model cannot be run, or its output is none of probabilities.
         """
-        found: npt.NDArray[np.float64] = self.session.run(["probabilities"], {self._input: images})[0].astype(
-            np.float64
-        )
+        try:
+            given = self.session.run(["probabilities"], {self._input: images})[0]
+        except Exception as error:  # onnxruntime has no base class of its errors
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"{self.path}: the model cannot be run ({reason}). Export it again by msrn export."
+            ) from error
+        found: npt.NDArray[np.float64] = np.asarray(given, dtype=np.float64)
+        if found.shape != (len(images), len(self.label_names)):
+            raise ModelError(
+                f"{self.path}: the model returns an array of shape {found.shape}, expected {(len(images), len(self.label_names))}. "
+                "Export it again by msrn export."
+            )
         if not np.isfinite(found).all():
             raise ModelError(f"{self.path}: the model's output is not finite. Export it again, with --precision fp32.")
         return found
@@ -153,3 +174,48 @@ class OnnxPredictor:
     def _rank(self, probs: npt.NDArray[np.float64], least: Any, top_k: int | None) -> tuple[LabelProbability, ...]:
         order = [label for label in np.argsort(-probs, kind="stable") if (probs >= least)[label]]
         return tuple(LabelProbability(self.label_names[label], float(probs[label])) for label in order[:top_k])
+
+
+def _problem(labels: Any, thresholds: Any, preprocessing: Any) -> str | None:
+    """What is wrong with a file's metadata, if anything."""
+    if not isinstance(labels, list) or not labels or not all(isinstance(own, str) and is_utf8(own) for own in labels):
+        return "labels is no list of names"
+    if not _are_numbers(thresholds):
+        return "thresholds is no list of numbers"
+    if not isinstance(preprocessing, dict):
+        return "preprocessing is no object of keys and values"
+    size: Any
+    mean: Any
+    std: Any
+    size, mean, std = (preprocessing.get(name) for name in ("size", "mean", "std"))
+    if not (_are_numbers(size) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        return "size is no height and width"
+    if math.prod(size) > MAX_INPUT_PIXELS:
+        return f"size has more than {MAX_INPUT_PIXELS:,} pixels"
+    if not (_are_numbers(mean) and len(mean) == 3 and _are_numbers(std) and len(std) == 3 and min(std) > 0):
+        return "mean and std are not three numbers each, std above 0"
+    if preprocessing.get("interpolation") not in tuple(_RESAMPLING):
+        return "interpolation is neither bilinear nor bicubic"
+    return None
+
+
+def _fits(
+    inputs: list[tuple[str, str, list[Any]]], outputs: dict[str, list[Any]], num_labels: int, size: list[int]
+) -> bool:
+    """Whether a model takes images of a size, and returns a probability for each of so many labels."""
+    if len(inputs) != 1 or inputs[0][1] != "tensor(float)" or "probabilities" not in outputs:
+        return False
+    pairs = [(inputs[0][2], [None, 3, *size]), (outputs["probabilities"], [None, num_labels])]
+    return all(
+        len(given) == len(expected)
+        and all(  # names stand for any number
+            not isinstance(own, int) or other in (None, own) for own, other in zip(given, expected, strict=True)
+        )
+        for given, expected in pairs
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(own, int | float) and not isinstance(own, bool) and abs(own) < 1e30 for own in values
+    )

@@ -22,6 +22,8 @@ _RESERVED_OPTIONS = (
     *("features_only", "out_indices", "num_classes", "global_pool", "checkpoint_path"),
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
 )
+# More than any model of timm has.
+_MAX_STAGES = 1000
 
 
 class Backbone(nn.Module):
@@ -68,6 +70,8 @@ class Backbone(nn.Module):
         super().__init__()
         if num_stages < 1:
             raise ModelError(f"num_stages is at least 1, got {num_stages}.")
+        if num_stages > _MAX_STAGES:
+            raise _too_few_stages(name, num_stages)
         if frozen_stages < 0:
             raise ModelError(f"frozen_stages is at least 0, got {frozen_stages}. Use 0 to train all stages.")
         reserved = [option for option in options if option in _RESERVED_OPTIONS]

@@ -6,11 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from msrn.errors import RecipeError
 from msrn.files import write_text
 from msrn.recipes.schema import Recipe, text_keys, validate_recipe
+from msrn.recipes.yaml_text import dump_yaml, read_yaml_file, safe_yaml
 
 # Keys that name files of this machine.
 PATH_KEYS = ("data.root", "labels.graph", "labels.vectors", "model.weights", "model.init_from")
@@ -46,11 +45,9 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     is_path = path.suffix in (".yaml", ".yml") or path.parent != Path()
     text = _read(path) if is_path else _read_packaged(str(name_or_path))
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"{name_or_path} is not YAML: {' '.join(str(error).split())}. Mend the line it names."
-        ) from None
+        values = safe_yaml(text) or {}
+    except RecipeError as error:
+        raise RecipeError(f"{name_or_path} is not YAML: {error}. Mend the line it names.") from None
     if not isinstance(values, dict):
         raise RecipeError(
             f"{name_or_path} holds {type(values).__name__}, expected keys and values, as `msrn recipe show scenes` prints them."
@@ -63,7 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write every key with its value, so that the file alone repeats the run."""
-    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, dump_yaml(recipe.model_dump(mode="json")))
 
 
 def without_paths(recipe: Recipe) -> dict[str, Any]:
@@ -83,12 +80,12 @@ def without_paths(recipe: Recipe) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_yaml_file(path)
     except FileNotFoundError:
         raise RecipeError(
             f"no recipe file {path}. Give an existing YAML file or one of: {', '.join(list_recipes())}."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}. Give a readable YAML file.") from None
 
 
@@ -105,10 +102,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"an override reads key=value, as in optimizer.lr=0.05; got '{override}'.")
-    try:
-        value = text if key in text_keys() and text not in ("null", "~") else yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"the value of '{key}' is not YAML: '{text}'. Quote it, as in {key}='\"...\"'.") from None
+    if key in text_keys() and text not in ("null", "~"):
+        value: Any = text
+    else:
+        try:
+            value = safe_yaml(text)
+        except RecipeError as error:
+            shown = text if len(text) <= 80 else f"{text[:80]}..."
+            raise RecipeError(
+                f"the value of '{key}' is not YAML: '{shown}'. Quote it, as in {key}='\"...\"' ({error})."
+            ) from None
     if isinstance(value, str) and key not in text_keys() and _is_number(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as text
     section = values

@@ -1,6 +1,7 @@
 """What a recipe may say. Unknown keys and impossible values are collected and reported together."""
 
 import difflib
+import reprlib
 import typing
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from msrn.data.source import SPLITS
 from msrn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED_CROP_SCALES, CropName
 from msrn.errors import RecipeError
+from msrn.prediction import MAX_INPUT_PIXELS
 
 SplitName = Literal["train", "val", "test"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+# Far above what anyone needs: what is larger is a slip, or meant to fill the memory.
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
 Rate = Annotated[float, Field(gt=0)]
 Exponent = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -50,7 +55,7 @@ class DataRecipe(Section):
     test: SplitName | Literal["auto"] | None = Field(
         "auto", description="Split read once, at the end; 'auto' is test where there is one, null reads none."
     )
-    size: tuple[PositiveInt, PositiveInt] = Field((448, 448), description="Height and width of the network's input.")
+    size: tuple[Width, Width] = Field((448, 448), description="Height and width of the network's input.")
     crop: CropName = Field(
         "random_resized", description="Training crops: a share of the area, 'multi_scale' as published, or 'none'."
     )
@@ -60,11 +65,9 @@ class DataRecipe(Section):
     crop_scales: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
         PUBLISHED_CROP_SCALES, description="Sides of a 'multi_scale' crop, as shares of the image's shorter side."
     )
-    max_distort: Annotated[int, Field(ge=0)] = Field(
-        2, description="How many places its height and width may lie apart in crop_scales."
-    )
+    max_distort: Count = Field(2, description="How many places its height and width may lie apart in crop_scales.")
     flip: bool = Field(True, description="Mirror half of the training images.")
-    rand_augment: Annotated[int, Field(ge=0)] = Field(0, description="Operations of RandAugment an image; 0 for none.")
+    rand_augment: Count = Field(0, description="Operations of RandAugment an image; 0 for none.")
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment.")
     erase: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Chance that a rectangle is erased.")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="Alpha of MixUp; 0 switches it off.")
@@ -74,7 +77,7 @@ class DataRecipe(Section):
     mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="Mean of red, green and blue.")
     std: tuple[Rate, Rate, Rate] = Field(IMAGENET_STD, description="Standard deviation of red, green and blue.")
     batch_size: PositiveInt = Field(32, description="Images a training batch, of each process.")
-    num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Processes that read images, for each that trains.")
+    num_workers: Count = Field(1, description="Processes that read images, for each that trains.")
     reduced_decode: bool = Field(
         True, description="Decode large training JPEGs at 1/2, 1/4 or 1/8 where every crop stays as large as the input."
     )
@@ -82,6 +85,12 @@ class DataRecipe(Section):
         None,
         description="GB of memory for decoded training images, a process; a quarter of what is free by default, 0 keeps none.",
     )
+
+    @model_validator(mode="after")
+    def _size_is_sensible(self) -> "DataRecipe":
+        if self.size[0] * self.size[1] > MAX_INPUT_PIXELS:
+            raise ValueError(f"data.size has at most {MAX_INPUT_PIXELS:,} pixels; got {list(self.size)}")
+        return self
 
     @model_validator(mode="after")
     def _crops_are_ordered(self) -> "DataRecipe":
@@ -137,7 +146,7 @@ class LabelsRecipe(Section):
         description="Word vectors: a file of `msrn labels vectors`, or a pickle of ML-GCN or MSRN with a row a label; "
         "made from co-occurrence by default.",
     )
-    vector_dim: PositiveInt = Field(300, description="Greatest width of the vectors made from co-occurrence.")
+    vector_dim: Width = Field(300, description="Greatest width of the vectors made from co-occurrence.")
 
     @model_validator(mode="before")
     @classmethod
@@ -168,11 +177,11 @@ class ModelRecipe(Section):
     )
     keep_last_layers: bool = Field(False, description="Keep pre-trained layers behind the last stage.")
     freeze_batch_norm: bool = Field(False, description="Keep the backbone's stored batch-norm statistics in training.")
-    frozen_stages: Annotated[int, Field(ge=0)] = Field(
+    frozen_stages: Count = Field(
         0, description="Stages of the backbone, from the first, that are kept as they are; the stem with them."
     )
-    num_stages: PositiveInt = Field(3, description="Stages used, counted from the last.")
-    dim: PositiveInt = Field(512, description="Width of the embeddings.")
+    num_stages: Width = Field(3, description="Stages used, counted from the last.")
+    dim: Width = Field(512, description="Width of the embeddings.")
     group_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Groups a label.")
     has_groups: bool = Field(True, description="Learn groups of labels; false leaves MSRN's global semantics out.")
     learn_vectors: bool = Field(False, description="Train the labels' vectors from a random start; none are read.")
@@ -187,7 +196,7 @@ class ModelRecipe(Section):
     bound: Rate | None = Field(1.0, description="Greatest size of an embedding's entry.")
     gain: Rate = Field(0.3, description="Factor on the embeddings ahead of the bound.")
     classifier: Literal["per_label", "joint"] = Field("per_label", description="Per-label or the published joint one.")
-    classifier_dim: PositiveInt = Field(2048, description="Hidden width of the joint classifier.")
+    classifier_dim: Width = Field(2048, description="Hidden width of the joint classifier.")
     scale: Rate | None = Field(
         None, description="Length to which the per-label classifier shrinks normalised features; null leaves them."
     )
@@ -209,7 +218,7 @@ class ModelRecipe(Section):
     )
     csra_heads: Literal[1, 2, 4, 6, 8] = Field(1, description="Attention heads of CSRA.")
     csra_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of CSRA's attention.")
-    decoder_groups: PositiveInt = Field(100, description="Most queries of ML-Decoder, which share the labels.")
+    decoder_groups: Width = Field(100, description="Most queries of ML-Decoder, which share the labels.")
 
     @model_validator(mode="before")
     @classmethod
@@ -257,7 +266,7 @@ class ScheduleRecipe(Section):
     """How the learning rate moves."""
 
     name: Literal["cosine", "step"] = Field("cosine", description="Falls to 0, or by a factor at milestones.")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of linear rise from 0.")
+    warmup_steps: Count = Field(0, description="Steps of linear rise from 0.")
     milestones: tuple[PositiveInt, ...] = Field((30,), description="Epochs at which 'step' acts.")
     step_factor: Rate = Field(0.1, description="Factor of 'step'.")
 
@@ -406,7 +415,13 @@ def _explain(problem: Any) -> str:
         return f"unknown key '{key}', {hint}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    return f"{key or 'the recipe'}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+    return (
+        f"{key or 'the recipe'}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {_BRIEF.repr(problem['input'])}"
+    )
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 200
 
 
 def _nearest(key: str, siblings: list[str], known: list[str]) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msrn.data.loader import ImageDataset, ImageLoader
-from msrn.errors import TrainingError
+from msrn.errors import MSRNError, TrainingError, is_out_of_memory
 from msrn.training.average import AverageWeights, averaged_weights
 from msrn.training.checkpoints import BEST_FILE, LAST_FILE, DirectCheckpointIO, KeepCheckpoints, SeedEveryStep
 from msrn.training.distributed import (
@@ -161,7 +161,7 @@ def fit(
     plan = planned_processes(trainer_settings)
     check_processes(plan, trainer_settings, train_loader, val_loader)
     if resume:
-        _read_checkpoint(last)
+        read_checkpoint(last, module)
     stopping = StopWhenAsked(is_quiet=console is None)
     checkpoints = KeepCheckpoints(
         checkpoint_dir,
@@ -181,13 +181,17 @@ def fit(
             default_root_dir=run_dir,
         )
         follow_epochs(train_loader, trainer)
-        with ending_together(trainer), synchronised_batch_norms(module.model, is_on=plan.sync_batch_norm):
+        with (
+            ending_together(trainer),
+            synchronised_batch_norms(module.model, is_on=plan.sync_batch_norm),
+            _going_on_from(last if resume else None, stopping),
+        ):
             trainer.fit(module, train_loader, val_loader, ckpt_path=last if resume else None, weights_only=True)
     if checkpoints.best_epoch < 0:
         raise TrainingError(
             "no epoch had a finite validation mAP. Give a validation split whose labels have positives."
         )
-    checkpoint = _read_checkpoint(checkpoint_dir / BEST_FILE)
+    checkpoint = read_checkpoint(checkpoint_dir / BEST_FILE, module)
     prefix = "model."
     weights = {n[len(prefix) :]: value for n, value in checkpoint["state_dict"].items() if n.startswith(prefix)}
     return FitResult(
@@ -211,14 +215,75 @@ def _ending_workers(*loaders: DataLoader[Any]) -> Iterator[None]:
                 loader.end_workers()
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+@contextmanager
+def _going_on_from(path: Path | None, stopping: StopWhenAsked) -> Iterator[None]:
+    """Say of what ends training before its first step that the checkpoint is not what it should be."""
+    try:
+        yield
+    except MSRNError:
+        raise
+    except Exception as error:  # Lightning and PyTorch take what a checkpoint holds as it is
+        if path is None or stopping.has_begun or is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise TrainingError(
+            f"{path} is no checkpoint that this run can go on from ({reason}). Start the run anew with another --out."
+        ) from error
+
+
+def read_checkpoint(path: Path, module: torch.nn.Module) -> dict[str, Any]:
+    """Read a checkpoint of a run whose module this is.
+
+    Raises:
+        TrainingError: The file is damaged, or holds something else.
+    """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can fail in any way
         raise TrainingError(
             f"{path} is damaged ({type(error).__name__}); nothing in it was run. Start the run anew with another --out."
         ) from None
+    if problem := _problem(checkpoint, module):
+        raise TrainingError(
+            f"{path} is no checkpoint that this run can go on from: {problem}. Start the run anew with another --out."
+        )
     return checkpoint
+
+
+_CHECKPOINT_KEYS = {
+    "state_dict": dict,
+    "callbacks": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+}
+
+
+def _problem(checkpoint: Any, module: torch.nn.Module) -> str | None:
+    """What a checkpoint lacks or has too much of, if anything."""
+    if not isinstance(checkpoint, dict):
+        return f"it holds a {type(checkpoint).__name__}"
+    for key, kind in _CHECKPOINT_KEYS.items():
+        if not isinstance(checkpoint.get(key), kind) or (kind is not int and not checkpoint[key]):
+            return f"its '{key}' is missing, empty or no {kind.__name__}"
+    given, own = checkpoint["state_dict"], module.state_dict()
+    for name in sorted(own.keys() ^ given.keys(), key=str):
+        return f"the tensor '{name}' is {'missing' if name in own else 'not known'}"
+    for name, tensor in own.items():
+        if not isinstance(given[name], Tensor) or given[name].shape != tensor.shape:
+            return f"'{name}' is no tensor of shape {tuple(tensor.shape)}"
+    table, best = (checkpoint["callbacks"].get(own.__qualname__) for own in (EpochTable, KeepCheckpoints))
+    rows = table.get("rows") if isinstance(table, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values()) for row in rows
+    ):
+        return "it holds no rows of metrics"
+    kinds = {"best_epoch": int, "best_mAP": int | float, "kept": str, "num_batches": int}
+    if not isinstance(best, dict) or not all(isinstance(best.get(name), kind) for name, kind in kinds.items()):
+        return "it does not say which epoch is the best"
+    return None
 
 
 def _callbacks(

@@ -19,16 +19,22 @@ class StopWhenAsked(pl.Callback):
     Processes that train together stop after the same step: whoever is asked leaves a note with the number of the next step. Nobody
     finishes that step without the gradients of all others, hence not before the note is there.
 
+    Attributes:
+        asked: The signal, once it has come.
+        has_begun: Whether training has come to its first step, with all that a checkpoint holds.
+
     Args:
         is_quiet: Say nothing when asked; only the first process of a run speaks.
     """
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self.is_quiet = is_quiet
+        self.has_begun = False
         self.asked: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Listen to signals; Lightning's own teardown gives them back to whom they belonged before."""
+        self.has_begun = True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note)
