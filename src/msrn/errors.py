@@ -88,3 +88,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in said)
     )
+
+
+def is_killed_worker(error: BaseException) -> bool:
+    """Whether an error is PyTorch's word that a process that reads images is gone, which can come at any line of the first one.
+
+    Example:
+        >>> is_killed_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+        True
+    """
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)

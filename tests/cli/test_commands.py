@@ -330,7 +330,14 @@ def test_training_prints_only_json_where_json_was_asked_for(capsys, data, tmp_pa
 
 def test_a_model_that_memory_does_not_hold(capsys, data, tmp_path):
     huge = run(
-        capsys, "train", "scenes", f"data.root={data}", *TINY, "model.dim=100000000000", "--out", tmp_path / "run"
+        capsys,
+        "train",
+        "scenes",
+        f"data.root={data}",
+        *TINY,
+        "model.backbone_options={channels: [8,8,16,1000000000000]}",
+        "--out",
+        tmp_path / "run",
     )
     check_error(huge, "memory ran out", "make the model smaller")
 

@@ -30,7 +30,7 @@ from msrn.labels.vector_file import read_vectors, write_vectors
 from msrn.labels.word_file import find_words
 from msrn.models.published import read_published_checkpoint
 from msrn.recipes import load_recipe
-from msrn.training.fit import read_checkpoint
+from msrn.training.fit import read_checkpoint, shapes_of
 
 # Values that make PyYAML's own constructors raise what is no error of YAML, or that grow.
 YAML_VALUES = [
@@ -298,7 +298,7 @@ TARGETS: dict[str, Target] = {
         "l.txt", lambda: [b"1\n0\n", b"0\r\n1"], _read_nuswide("Groundtruth/TrainTestLabels/Labels_cat_Train.txt")
     ),
     "checkpoint of a run": Target(
-        "last.ckpt", lambda: [_run_checkpoint()], lambda p: read_checkpoint(p, _MODULE),
+        "last.ckpt", lambda: [_run_checkpoint()], lambda p: read_checkpoint(p, shapes_of(_MODULE)),
         faults=lambda: [_checkpoint(new=True), _run_checkpoint(new=False)],
     ),
     "COCO": Target("instances_train.json", lambda: [_coco()], _read_all),

@@ -61,7 +61,9 @@ def test_any_images_give_probabilities_that_never_fall(
     rising = torch.linspace(-30, 30, 500).double().unsqueeze(1).expand(-1, 3)
     probs = calibration(rising)
     assert bool(((probs >= 0) & (probs <= 1)).all())
-    assert bool((probs.diff(dim=0) >= 0).all())
+    assert bool(
+        (probs.diff(dim=0) >= -torch.finfo(torch.float64).eps).all()
+    )  # sigmoids of equal numbers differ by rounding
     # What is stored is what was fitted.
     again = calibration_from_dict(json.loads(json.dumps(calibration.to_dict())), 3)
     assert torch.equal(again(logits), calibration(logits))

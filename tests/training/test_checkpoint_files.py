@@ -11,7 +11,7 @@ from tiny_training import make_module, run
 
 from msrn.data import LabelledImages
 from msrn.errors import TrainingError
-from msrn.training.fit import read_checkpoint
+from msrn.training.fit import read_checkpoint, shapes_of
 
 Lost = Callable[[Any, Any, str], None]
 
@@ -64,4 +64,4 @@ def test_checkpoint_of_something_else(
 
 
 def test_checkpoint_of_this_run_is_read(images: LabelledImages, begun: Path) -> None:
-    assert read_checkpoint(begun / "checkpoints" / "last.ckpt", make_module(images))["epoch"] == 0
+    assert read_checkpoint(begun / "checkpoints" / "last.ckpt", shapes_of(make_module(images)))["epoch"] == 0

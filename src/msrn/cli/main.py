@@ -1,8 +1,11 @@
 """The command line: `msrn COMMAND`. Each command lives in a file of its own and imports what it needs when it runs."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
+from typing import Any, NoReturn
 
 import typer
 
@@ -25,7 +28,7 @@ from msrn.cli import (
     thresholds,
     train,
 )
-from msrn.errors import MSRNError, is_out_of_memory
+from msrn.errors import MSRNError, is_killed_worker, is_out_of_memory
 
 # The exit codes that Typer turns Ctrl-C into, and training SIGTERM.
 STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
@@ -37,6 +40,7 @@ AFTER_STOP = {
     "predict": " With --out, the same command goes on where it stopped.",
 }
 
+WORKER_KILLED = "a process that reads images was killed, as systems do where memory runs out. Lower {settings}.{after}"
 OUT_OF_MEMORY = (
     "memory ran out. Lower --batch-size or --workers where there are, make the model smaller, or end other programs."
 )
@@ -87,6 +91,11 @@ def main() -> None:
     """Run a command; a problem that msrn knows is one line on standard error and exit code 1."""
     # Pillow's remark on large images; those that are too large are refused, and named.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except MSRNError as error:
@@ -107,11 +116,31 @@ def main() -> None:
             raise
         if is_out_of_memory(error):
             _fail(OUT_OF_MEMORY)
+        if is_killed_worker(error):
+            is_training = sys.argv[1] in ("train", "compare", "demo")
+            settings = (
+                "data.num_workers, data.cache_gb or data.batch_size" if is_training else "--workers or --batch-size"
+            )
+            _fail(WORKER_KILLED.format(settings=settings, after=AFTER_STOP.get(sys.argv[1], "")))
         text = " ".join(str(error).split()) or "no message"
         _fail(
             f"msrn did not expect this: {type(error).__name__}: {text[:400]}. Check data and settings; "
             "set MSRN_DEBUG=1 to see where it happened, and report it."
         )
+    finally:
+        if signal.getsignal(signal.SIGINT) is _interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    """End the command after Ctrl-C; a second one does not wait for what it clears away."""
+    signal.signal(signal.SIGINT, _end_at_once)
+    raise KeyboardInterrupt
+
+
+def _end_at_once(number: int, frame: Any) -> NoReturn:
+    os.write(2, b"error: stopped by Ctrl-C.\n")
+    os._exit(130)
 
 
 def _is_first_process() -> bool:

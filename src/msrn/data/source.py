@@ -180,8 +180,8 @@ class Source(ABC):
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise EmptySplitError(
-                f"{self.shown} has no split '{split}'; it has: {known}. Choose one of these"
-                "; recipes do so by data.train, data.val and data.test, with null for none."
+                f"{self.shown} has no split '{split}'; it has: {known}. Choose one of these: commands by "
+                "--split, recipes by data.train, data.val and data.test (null for none)."
             )
         bad = [name for name in self.label_names if not is_utf8(name)]
         if bad:

@@ -158,7 +158,7 @@ def describe(
             console.print(
                 f"label graph from {recipe.labels.graph}, {label_graph.rule}, counted on {graph.num_images or 'unknown'} images"
                 f" ({graph.split or 'unknown split'}), {'those' if is_same else 'not the very ones'} that are trained on"
-                f"{'' if recipe.labels.rule == 'threshold' else '; its edges stand, labels.rule is not looked at'}",
+                f"{'' if recipe.labels.rule == 'threshold' else '; its edges are taken, labels.rule is ignored'}",
                 highlight=False,
                 markup=False,
             )

@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +160,9 @@ def fit(
     check_precision(trainer_settings)
     plan = planned_processes(trainer_settings)
     check_processes(plan, trainer_settings, train_loader, val_loader)
+    shapes = shapes_of(module)  # before processes share the model out
     if resume:
-        read_checkpoint(last, module)
+        read_checkpoint(last, shapes)
     stopping = StopWhenAsked(is_quiet=console is None)
     checkpoints = KeepCheckpoints(
         checkpoint_dir,
@@ -191,7 +192,7 @@ def fit(
         raise TrainingError(
             "no epoch had a finite validation mAP. Give a validation split whose labels have positives."
         )
-    checkpoint = read_checkpoint(checkpoint_dir / BEST_FILE, module)
+    checkpoint = read_checkpoint(checkpoint_dir / BEST_FILE, shapes)
     prefix = "model."
     weights = {n[len(prefix) :]: value for n, value in checkpoint["state_dict"].items() if n.startswith(prefix)}
     return FitResult(
@@ -231,8 +232,13 @@ def _going_on_from(path: Path | None, stopping: StopWhenAsked) -> Iterator[None]
         ) from error
 
 
-def read_checkpoint(path: Path, module: torch.nn.Module) -> dict[str, Any]:
-    """Read a checkpoint of a run whose module this is.
+def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """The tensors of a module that is not sharded yet: what its checkpoints hold."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def read_checkpoint(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    """Read a checkpoint of a run whose module has these tensors.
 
     Raises:
         TrainingError: The file is damaged, or holds something else.
@@ -243,7 +249,7 @@ def read_checkpoint(path: Path, module: torch.nn.Module) -> dict[str, Any]:
         raise TrainingError(
             f"{path} is damaged ({type(error).__name__}); nothing in it was run. Start the run anew with another --out."
         ) from None
-    if problem := _problem(checkpoint, module):
+    if problem := _problem(checkpoint, shapes):
         raise TrainingError(
             f"{path} is no checkpoint that this run can go on from: {problem}. Start the run anew with another --out."
         )
@@ -261,19 +267,19 @@ _CHECKPOINT_KEYS = {
 }
 
 
-def _problem(checkpoint: Any, module: torch.nn.Module) -> str | None:
+def _problem(checkpoint: Any, shapes: Mapping[str, torch.Size]) -> str | None:
     """What a checkpoint lacks or has too much of, if anything."""
     if not isinstance(checkpoint, dict):
         return f"it holds a {type(checkpoint).__name__}"
     for key, kind in _CHECKPOINT_KEYS.items():
         if not isinstance(checkpoint.get(key), kind) or (kind is not int and not checkpoint[key]):
             return f"its '{key}' is missing, empty or no {kind.__name__}"
-    given, own = checkpoint["state_dict"], module.state_dict()
-    for name in sorted(own.keys() ^ given.keys(), key=str):
-        return f"the tensor '{name}' is {'missing' if name in own else 'not known'}"
-    for name, tensor in own.items():
-        if not isinstance(given[name], Tensor) or given[name].shape != tensor.shape:
-            return f"'{name}' is no tensor of shape {tuple(tensor.shape)}"
+    given = checkpoint["state_dict"]
+    for name in sorted(shapes.keys() ^ given.keys(), key=str):
+        return f"the tensor '{name}' is {'missing' if name in shapes else 'not known'}"
+    for name, shape in shapes.items():
+        if not isinstance(given[name], Tensor) or given[name].shape != shape:
+            return f"'{name}' is no tensor of shape {tuple(shape)}"
     table, best = (checkpoint["callbacks"].get(own.__qualname__) for own in (EpochTable, KeepCheckpoints))
     rows = table.get("rows") if isinstance(table, dict) else None
     if not isinstance(rows, list) or not all(
