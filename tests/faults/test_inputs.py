@@ -260,7 +260,7 @@ def test_many_labels(capsys: Any, tmp_path: Path, lost: Lost) -> None:
         for number in range(60)
     ]
     table = write_rows(tmp_path / "data", rows)
-    run_dir = train(capsys, table, "data.batch_size=4")
+    run_dir = train(capsys, table, "data.batch_size=25")
     _, printed, _ = run(
         capsys, "predict", run_dir / "bundle", tmp_path / "data" / "0.png", "--threshold", "0", "--json", "-"
     )

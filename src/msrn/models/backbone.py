@@ -14,7 +14,7 @@ from jaxtyping import Float
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from msrn.errors import ModelError
+from msrn.errors import ModelError, is_out_of_memory
 from msrn.models.folding import fold_batch_norms
 
 # What `Backbone` sets itself; `weights` is the one way to a file, so that a bundle's options cannot read another.
@@ -147,6 +147,8 @@ def _create(name: str, **options: Any) -> Any:
             f"timm cannot build '{name}' with {_shown(options)}: {error}. Remove the option or choose another backbone."
         ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if ":" not in name and not timm.is_model(name.split(".")[0]):
             close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
             hint = f" Did you mean {', '.join(close)}?" if close else ""
