@@ -211,7 +211,7 @@ OUTPUTS = {
 
 
 @pytest.mark.fault("a disk that is full when a result is written")
-@pytest.mark.parametrize("what", OUTPUTS)
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * ("ONNX" in what)) for what in OUTPUTS])
 def test_full_disk_at_the_end(capsys: Any, photos: Path, bundle_dir: Path, disk: Disk, lost: Lost, what: str) -> None:
     """An earlier result stays as it was, with nothing beside it."""
     arguments, name = OUTPUTS[what]
