@@ -15,7 +15,7 @@ from msrn.bulk.sources import ImageRef
 from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches
 from msrn.data.transforms import Preprocessing
-from msrn.errors import MSRNError, UnreadableImageError
+from msrn.errors import MSRNError, UnreadableImageError, is_killed_worker
 from msrn.processes import leave_stopping_to_the_first
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
@@ -118,7 +118,7 @@ def read_batches(
         for images, names, errors in loader:
             yield ReadBatch(images, names, errors)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not is_killed_worker(error):
             raise
         raise MSRNError(
             "a process that reads images was killed, as systems do where memory runs out. Lower --workers or --batch-size; the "

@@ -161,9 +161,8 @@ def write_sidecars(rows: Iterable[Row], out: Path, about: About) -> None:
                 with (temporary / name).open("xb") as file:
                     file.write(sidecar)
             except (FileExistsError, NotADirectoryError):
-                if (temporary / name).is_file() and (
-                    temporary / name
-                ).read_bytes() == sidecar:  # as for an image listed twice
+                place = temporary / name
+                if place.is_file() and place.read_bytes() == sidecar:  # as for an image listed twice
                     continue
                 raise MSRNError(
                     f"{row['path']}: the sidecar of another image has its place already, {name}. The same command with --format "

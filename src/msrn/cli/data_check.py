@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msrn.cli.source_options import (
+    LABELLED_IMAGES,
     AllowOutside,
     KeepUnannotated,
     LabelColumn,
@@ -39,9 +40,7 @@ _NUM_PROBLEMS = 10
 def check(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
-        ),
+        typer.Argument(help=LABELLED_IMAGES),
     ],
     labels: Annotated[
         str | None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msrn.cli.source_options import (
+    LABELLED_IMAGES,
     AllowOutside,
     KeepUnannotated,
     LabelColumn,
@@ -38,9 +39,7 @@ EPILOG = """Examples:
 def split(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
-        ),
+        typer.Argument(help=LABELLED_IMAGES),
     ],
     out: Annotated[
         Path | None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from msrn.cli.source_options import (
+    LABELLED_IMAGES,
     AllowOutside,
     KeepUnannotated,
     LabelColumn,
@@ -28,9 +29,7 @@ def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     data: Annotated[
         Path,
-        typer.Option(
-            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
-        ),
+        typer.Option(help=LABELLED_IMAGES),
     ],
     split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,

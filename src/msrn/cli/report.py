@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msrn.cli.source_options import (
+    LABELLED_IMAGES,
     AllowOutside,
     KeepUnannotated,
     LabelColumn,
@@ -33,9 +34,7 @@ def report(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     data: Annotated[
         Path,
-        typer.Option(
-            help="Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
-        ),
+        typer.Option(help=LABELLED_IMAGES),
     ],
     split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "test",
     out: Annotated[

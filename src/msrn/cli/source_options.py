@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+LABELLED_IMAGES = (
+    "Labelled images: a table, a folder a split or a label, VOC, COCO, NUS-WIDE, Apparel; the layout is recognised."
+)
 PathColumn = Annotated[str | None, typer.Option(help="Column of the paths.", show_default=False)]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.", show_default=False)]
 LabelSeparator = Annotated[

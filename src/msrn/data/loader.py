@@ -16,7 +16,7 @@ from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
-from msrn.errors import MSRNError, UnreadableImageError
+from msrn.errors import MSRNError, UnreadableImageError, is_killed_worker
 from msrn.processes import leave_stopping_to_the_first, rank_and_world_size
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
@@ -237,7 +237,7 @@ class ImageLoader(DataLoader[Batch]):
             # PyTorch puts a worker's whole traceback into the message; ours is its end.
             raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not is_killed_worker(error):
                 raise
             if "Terminated" in str(error):
                 raise MSRNError("the processes that read images were stopped. Go on with --resume.") from error

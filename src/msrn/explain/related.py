@@ -109,7 +109,7 @@ def related_effects(
             [_rows(whole, [label]) if _is_per_label(model) else whole, *(groups for _, groups in without)]
             for label, without in block
         ]
-        logits = iter(_attended_logits(model, projected, graphs, [label for label, _ in block]))
+        logits = _attended_logits(model, projected, graphs, [label for label, _ in block])
         for label, without in block:
             with_all = next(logits)
             edges = [Related(label, other, model.path_weight * (with_all - next(logits))) for other, _ in without]

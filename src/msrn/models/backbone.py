@@ -178,9 +178,8 @@ def _check_holds_tensors(name: str, path: Path) -> None:
     if path.suffix == ".safetensors" or _is_numpy_archive(path):
         return
     try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # the settings in checkpoints of timm's own training
+        # A namespace holds the settings in checkpoints of timm's own training.
+        with torch.serialization.safe_globals([argparse.Namespace]):
             torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # PyTorch has no base class of its errors
         is_pickle = isinstance(error, pickle.UnpicklingError)

@@ -70,9 +70,7 @@ def safe_yaml(text: str) -> Any:
             raise ValueError(f"it has more than {MAX_BYTES:,} letters")
         value = yaml.load(text, _Loader)
         _check_plain(value)
-    except (
-        Exception
-    ) as error:  # PyYAML's constructors raise nearly anything: ValueError, AttributeError, KeyError, IndexError
+    except Exception as error:  # PyYAML's constructors raise nearly anything, from KeyError to RecursionError
         is_said = isinstance(error, yaml.YAMLError) or type(error) is ValueError
         reason = " ".join(str(error).split()) if is_said else f"{type(error).__name__} in one of its values"
         raise RecipeError(reason[:300]) from None
@@ -93,9 +91,8 @@ def _check_plain(value: Any) -> None:
         for below in value:
             _check_plain(below)
     elif isinstance(value, str):
-        value.encode(
-            "utf-8", "surrogateescape"
-        )  # names of files may be no UTF-8; other halves of letters cannot be written
+        # Names of files may be no UTF-8; other halves of letters cannot be written.
+        value.encode("utf-8", "surrogateescape")
     elif isinstance(value, int):
         if abs(value) >= _MAX_INT:
             raise ValueError("a whole number has more than 64 bits")
