@@ -16,8 +16,9 @@ demo: $(VENV)/.demo  ## Draw a data set, train MSRN and a pooled head, write a p
 test: $(VENV)/.dev  ## Run the tests (CPU, offline, two processes).
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
-test-slow: $(VENV)/.dev  ## Run the tests that take minutes.
+test-slow: $(VENV)/.dev  ## Run the tests that take minutes, and property tests with new examples.
 	$(BIN)/pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "hypothesis and not slow and not gpu" --hypothesis-profile=default
 
 faults: $(VENV)/.dev  ## Inject every fault of docs/reliability.md and print what was lost (about 30 minutes).
 	$(BIN)/pytest -q -m fault

@@ -152,6 +152,13 @@ def test_file_without_keys(file: Path, text: str) -> None:
         load_recipe(file)
 
 
+@pytest.mark.parametrize("text", ["null: 1", "3: 1", "model: {null: 1}", "model: {backbone_options: {3: 1}}"])
+def test_a_key_that_is_no_text(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"mine.*(None|3).*string, got|strings, got"):
+        load_recipe(file)
+
+
 @pytest.mark.parametrize("text", ["model: [", "a: b: c", "\tx: 1", "model: !!python/object:os.system {}", "\x07"])
 def test_file_that_is_not_yaml(file: Path, text: str) -> None:
     file.write_text(text)

@@ -98,7 +98,7 @@ def _read_packaged(name: str) -> str:
     return (resources.files("msrn.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"an override reads key=value, as in optimizer.lr=0.05; got '{override}'.")

@@ -387,7 +387,7 @@ def changed_values(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-def validate_recipe(values: dict[str, Any], *, origin: str = "the recipe") -> Recipe:
+def validate_recipe(values: dict[Any, Any], *, origin: str = "the recipe") -> Recipe:
     """Turn plain values into a recipe.
 
     Raises:
