@@ -441,22 +441,27 @@ def serving() -> str:
 def tagging() -> str:
     """How fast many files are tagged, and what kills cost."""
     found = read("tagging")
-    bare = sum(found["bare_rate"]) / len(found["bare_rate"])
     height, width = found["size"]
     rows = [
         ["files, real photos repeated under distinct names", f"{found['count']:,}"],
         ["network, processors", f"{found['backbone']} at {height} x {width} px, {found['machine']['processors']}"],
         [
-            "bare network on tensors in memory, images a second, before and after",
-            " and ".join(f"{own:.1f}" for own in found["bare_rate"]),
+            "bare network on tensors in memory, images a second, before every start and after the last",
+            ", ".join(f"{own:.1f}" for own in found["bare_rate"]),
         ],
         ["the job, images a second, each start", ", ".join(f"{own:.1f}" for own in found["job_rate"])],
-        ["the job's share of the bare network's mean rate", f"{found['share_of_bare']:.2f} of {bare:.1f}"],
+        [
+            "a start's share of the mean of the bare network before and behind it, median (least to most)",
+            "{median:.2f} ({least:.2f} to {most:.2f})".format(**found["share_of_bare"]),
+        ],
         ["kills, behind how many images", ", ".join(f"{own['images_in_parts']:,}" for own in found["kills"])],
         ["rows, distinct rows", f"{found['rows']:,}, {found['distinct_rows']:,}"],
         [
-            "memory of the job and its workers, MB, medians of four quarters of its time",
-            ", ".join(f"{own / 1e6:,.0f}" for own in found["memory"]["median_of_quarters"]),
+            "memory of the job and its workers, MB, medians of the first and the last third of each start",
+            ", ".join(
+                f"{own['first_third'] / 1e6:,.0f} and {own['last_third'] / 1e6:,.0f}"
+                for own in found["memory"]["of_starts"]
+            ),
         ],
     ]
     return lines(["", ""], rows)

@@ -2,10 +2,11 @@
 
     python benchmarks/tagging.py BUNDLE FOLDER_OF_PHOTOS --count 100000 --work FOLDER --json benchmarks/results/tagging.json
 
-The folder --work gets --count photos of distinct names (hard links to a copy of each). The bare network runs on tensors that are
-already in memory, with as many threads as there are processors, before the job and after it; the job is `msrn predict --out` in a
-process of its own, killed by SIGKILL with its workers at three random moments and started again. Memory is the sum of the resident
-sets (shared pages divided among those that share them) of the job and its workers, every second.
+The folder --work gets --count photos of distinct names (hard links to a copy of each). The job is `msrn predict --out` in a process
+of its own, killed by SIGKILL with its workers at three random moments and started again. The bare network runs on tensors that are
+already in memory, with as many threads as there are processors, before every start and after the last; a start's share is its rate
+by the mean of the two beside it. Memory is the sum of the resident sets (shared pages divided among those that share them) of the
+job and its workers, every second; of each start its first and its last third are told apart.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from msrn.machine import machine
 from msrn.predict import load
 
 NUM_KILLS = 3
-BARE_SECONDS = 45.0
+BARE_SECONDS = 25.0
 
 
 def make_files(photos: Path, folder: Path, count: int) -> None:
@@ -78,6 +80,13 @@ def memory_of(group: int) -> int:
     return total
 
 
+def thirds(samples: list[int]) -> dict[str, float]:
+    """The medians of the first and the last third of a start, whose first ten seconds are left out."""
+    samples = [own for own in samples[10:] if own]
+    third = len(samples) // 3
+    return {"first_third": statistics.median(samples[:third]), "last_third": statistics.median(samples[-third:])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
@@ -90,8 +99,6 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.work / "files").exists():
         make_files(args.photos, args.work, args.count)
-    before = bare_rate(args.bundle, args.photos, args.batch_size)
-    print(f"bare network: {before:.1f} images a second")
     out = args.work / "tags.csv"
     parts = args.work / "tags.csv.parts"
     command = [sys.executable, "-m", "msrn.cli.main", "predict", args.bundle, args.work / "files", "--out", out]
@@ -99,8 +106,9 @@ def main() -> None:
     command += [] if args.workers is None else ["--workers", str(args.workers)]
     rng = random.Random(0)
     kills: list[dict[str, float]] = []
+    bare: list[float] = []
     rates: list[float] = []
-    samples: list[list[float]] = []
+    memory: list[list[int]] = []
 
     def num_done() -> int:
         last = max(parts.glob("*.jsonl"), default=None)
@@ -110,15 +118,19 @@ def main() -> None:
             return 0
 
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    begin = time.monotonic()
+    seconds = 0.0
     for attempt in range(NUM_KILLS + 1):
+        bare.append(bare_rate(args.bundle, args.photos, args.batch_size))
+        print(f"bare network: {bare[-1]:.1f} images a second", flush=True)
+        begin = time.monotonic()
         goal = args.count * (attempt + rng.uniform(0.4, 0.9)) / (NUM_KILLS + 1)
         job = subprocess.Popen(command, env=environment, start_new_session=True)
         marks: list[tuple[float, int]] = []
+        memory.append([])
         while job.poll() is None:
             time.sleep(1.0)
             done = num_done()
-            samples.append([time.monotonic() - begin, memory_of(job.pid), done])
+            memory[-1].append(memory_of(job.pid))
             if not marks or done > marks[-1][1]:
                 marks.append((time.monotonic(), done))
             if attempt < NUM_KILLS and done >= goal:
@@ -127,29 +139,24 @@ def main() -> None:
                 job.wait()
                 kills.append({"after_seconds": time.monotonic() - begin, "images_in_parts": num_done()})
                 break
+        seconds += time.monotonic() - begin
         # From part to part: starting, and what a kill cost, are left out.
-        if len(marks) > 2:
-            rates.append((marks[-1][1] - marks[1][1]) / (marks[-1][0] - marks[1][0]))
-    total = time.monotonic() - begin
-    after = bare_rate(args.bundle, args.photos, args.batch_size)
+        rates.append((marks[-1][1] - marks[1][1]) / (marks[-1][0] - marks[1][0]))
+    bare.append(bare_rate(args.bundle, args.photos, args.batch_size))
+    shares = [2 * rate / sum(beside) for rate, beside in zip(rates, pairwise(bare), strict=True)]
     lines = out.read_text().splitlines()[1:]
     paths = {line.split(",")[0] for line in lines}
-    memory = [own[1] for own in samples if own[1]]
-    quarter = len(memory) // 4
     found: dict[str, Any] = {
         "machine": {**machine(), "processors": os.cpu_count()},
         "count": args.count,
         "rows": len(lines),
         "distinct_rows": len(paths),
         "kills": kills,
-        "seconds": total,
-        "bare_rate": [before, after],
+        "seconds": seconds,
+        "bare_rate": bare,
         "job_rate": rates,
-        "share_of_bare": statistics.median(rates) / ((before + after) / 2),
-        "memory": {
-            "peak": max(memory),
-            "median_of_quarters": [statistics.median(memory[i * quarter : (i + 1) * quarter]) for i in range(4)],
-        },
+        "share_of_bare": {"median": statistics.median(shares), "least": min(shares), "most": max(shares)},
+        "memory": {"peak": max(max(own) for own in memory), "of_starts": [thirds(own) for own in memory]},
         "backbone": load(args.bundle, device="cpu").bundle.architecture.get("backbone"),
         "size": list(load(args.bundle, device="cpu").bundle.preprocessing.size),
         "batch_size": args.batch_size,
