@@ -18,7 +18,7 @@ PRINTS = {
     "new_data_reader": r"\('cat', 'dog'\)\ntrain \[\[1, 1\], \[1, 0\], \[0, 1\]\]\nval \[\[1, 0\]\]\n",
     "explain": r"\S.*: probability 0\.\d\d, logit (-?\d\.\d+)\n(?:.*\n)+  sum +([+-]\d\.\d+)\n(?:  group .*\n)+.*why\.png\n",
     "serve": r"\[.*\]\n\S.*: most of it at \[.*\] .*\nexit code 0\n",
-    "export_to_a_phone": r"original (\[.*\])\nfp32: .* MB \1\nint8: .* MB \[.*\]\n",
+    "export_to_a_phone": r"model\.safetensors: \d\.\d\d MB \['.*\]\nint8\.onnx: 0\.\d\d MB \['.*\]\n",
 }
 
 
@@ -26,10 +26,7 @@ def test_every_example_is_tried() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PRINTS)
 
 
-SLOW = ("compare_heads", "export_to_a_phone")  # a minute each; make test-slow
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRINTS])
+@pytest.mark.parametrize("name", PRINTS)
 def test_example(tmp_path: Path, bundle_dir: Path, name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     usage = re.search(rf"^    python examples/{name}\.py(.*)$", text, re.MULTILINE)
@@ -43,6 +40,7 @@ def test_example(tmp_path: Path, bundle_dir: Path, name: str) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     assert (found := re.fullmatch(PRINTS[name], done.stdout)), done.stdout
     if name == "explain":
         assert float(found[1]) == pytest.approx(float(found[2]), abs=2e-3)

@@ -306,7 +306,7 @@ def _quiet() -> Iterator[None]:
     """The exporters warn of their own calls."""
     import logging
 
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "root")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "root")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
