@@ -40,6 +40,7 @@ def test_what_strangers_write_on_a_terminal(capsys: Any, tmp_path: Path, bundle_
         ["data", "check", tmp_path / f"none{ESCAPES}"],
         ["recipe", "check", "scenes", f"data.root={ESCAPES}"],
         ["recipe", "check", "scenes", f"model.dim={ESCAPES}"],
+        ["recipe", "show", "scenes", f"data.root={ESCAPES}\u202ecafé\udce9"],
     ):
         _, out, errors = run(capsys, *arguments)
         assert "did not expect" not in errors

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from fuzz_targets import YAML_FAULTS, YAML_VALUES
+from hypothesis import given
+from hypothesis import strategies as st
 
 from msrn.compare.variants import read_variants
 from msrn.errors import RecipeError
@@ -38,6 +40,21 @@ def test_growing_aliases_are_refused_before_they_grow():
     text = "a0: &a0 [lol, lol]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
     with pytest.raises(RecipeError, match=r"an anchor or alias, 'a0' in line 1, is not read"):
         safe_yaml(text)
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.text(st.characters(codec=None)) | st.integers(-(2**63), 2**63) | st.none() | st.booleans()
+    )
+)
+def test_what_is_written_is_read_and_shows(values):
+    text = dump_yaml(values)
+    assert safe_yaml(text) == values
+    assert text.replace("\n", "").isprintable()
+
+
+def test_letters_of_any_script_stay():
+    assert dump_yaml({"root": "船 café"}) == "root: 船 café\n"
 
 
 def test_a_value_that_stands_in_two_places_is_written_twice(tmp_path):

@@ -306,7 +306,10 @@ def _quiet() -> Iterator[None]:
     """The exporters warn of their own calls."""
     import logging
 
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "root")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "root")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -78,8 +78,12 @@ def safe_yaml(text: str) -> Any:
 
 
 def dump_yaml(values: Any) -> str:
-    """Plain values as YAML that `safe_yaml` reads."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Plain values as YAML that `safe_yaml` reads, in letters of any script unless some would not show as they are."""
+    for allow_unicode in (True, False):
+        text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode)
+        if text.replace("\n", "").isprintable():
+            break
+    return text
 
 
 def _check_plain(value: Any) -> None:
