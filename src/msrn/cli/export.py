@@ -1,5 +1,7 @@
 """`msrn export`."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from msrn.bundle import Bundle
-    from msrn.export import Check
+    from msrn.export import Check, Export
 
 EPILOG = """Examples:
 
@@ -21,6 +23,7 @@ EPILOG = """Examples:
 
 _MOST_CALIBRATION = 64
 _MOST_CHECKED = 256
+_MOST_DIFFERENCE = 1e-4  # of a probability, in fp32
 
 
 def export(
@@ -65,46 +68,52 @@ def export(
     from msrn.errors import MSRNError
     from msrn.export import check_export, export_model
     from msrn.export.write import check_request
-    from msrn.files import check_can_write, write_json
+    from msrn.files import check_can_write, replace_file, write_json
     from msrn.predict import load
 
     check_request(out, precision)
     check_can_write("--out", out)
     check_can_write("--json", json_file)
+    if json_file is not None and json_file.resolve() == out.resolve():
+        raise MSRNError(f"--out and --json name the same file, {out}. Give each its own.")
     predictor = load(bundle, device="cpu")
     paths = _calibration_images(predictor.bundle, bundle) if calibration is None else list_images(calibration)
     chosen = _spread(paths, _MOST_CALIBRATION)
     images = torch.stack([predictor.bundle.preprocessing(read_image(path)) for path in chosen])
     console = make_console(json_file)
-    with console.status("exporting"):
-        found = export_model(predictor.bundle, out, images, precision=precision)
-    sizes = "any size" if found.is_dynamic else "that size alone: this backbone takes no other"
-    height, width = found.size
-    lines = [
-        f"{found.path}: {found.num_bytes / 1e6:,.1f} MB, {precision}; trained at {height} x {width} px, takes {sizes}",
-    ]
-    if found.is_folded is not None:
-        way = "folded into one linear layer" if found.is_folded else "interpolated from nodes"
-        if not found.is_folded and found.plain_stages:
-            way = f"in the plain formulation at stages {', '.join(str(stage + 1) for stage in found.plain_stages)}"
-        lines.append(f"attention: {way}, fixed by {len(chosen)} calibration images")
-    for line in lines:
+
+    def tell(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    checked_paths = [Path(path) for path in (chosen if check is None else _spread(list_images(check), _MOST_CHECKED))]
-    with console.status("checking"):
-        checked = check_export(out, predictor, checked_paths, batch_size=batch_size)
-    for line in _check_lines(checked, precision):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    accuracy = _accuracy(predictor.bundle, bundle, out) if precision != "fp32" else None
+
+    # What the check refuses takes no earlier file's place.
+    is_device = out.exists() and not out.is_file()
+    with tempfile.TemporaryDirectory(dir=None if is_device else out.parent, prefix=f".{out.name}.") as folder:
+        written = Path(folder, out.name)
+        with console.status("exporting"):
+            found = export_model(predictor.bundle, written, images, precision=precision)
+        for line in _found_lines(found, out, precision, len(chosen)):
+            tell(line)
+        checked_images = list(chosen) if check is None else _spread(list_images(check), _MOST_CHECKED)
+        with console.status("checking"):
+            checked = check_export(written, predictor, checked_images, batch_size=batch_size)
+        for line in _check_lines(checked, precision):
+            tell(line)
+        if precision == "fp32" and checked.largest_difference > _MOST_DIFFERENCE:
+            raise MSRNError(
+                f"probabilities differ by up to {checked.largest_difference:.1e}, more than {_MOST_DIFFERENCE}: the calibration "
+                f"images are unlike those checked. {out} was not written. Export again with --calibration on images like them."
+            )
+        accuracy = _accuracy(predictor.bundle, bundle, written) if precision != "fp32" else None
+        with replace_file(out) as temporary:
+            shutil.move(written, temporary)
     if accuracy is not None:
-        console.print(
+        tell(
             f"mAP on {accuracy['images']} validation images: {100 * accuracy['exported']:.2f}, original "
-            f"{100 * accuracy['original']:.2f}",
-            highlight=False,
+            f"{100 * accuracy['original']:.2f}"
         )
     if json_file is not None:
         summary: dict[str, Any] = {
-            "out": str(found.path),
+            "out": str(out),
             "precision": precision,
             "bytes": found.num_bytes,
             "size": list(found.size),
@@ -115,11 +124,18 @@ def export(
             "mAP": accuracy,
         }
         write_json(json_file, summary)
-    if precision == "fp32" and checked.largest_difference > 1e-3:
-        raise MSRNError(
-            f"probabilities differ by up to {checked.largest_difference:.1e}: the calibration images are unlike those checked. "
-            "Export again with --calibration on images like them."
-        )
+
+
+def _found_lines(found: "Export", out: Path, precision: str, num_chosen: int) -> list[str]:
+    sizes = "any size" if found.is_dynamic else "that size alone: this backbone takes no other"
+    height, width = found.size
+    lines = [f"{out}: {found.num_bytes / 1e6:,.1f} MB, {precision}; trained at {height} x {width} px, takes {sizes}"]
+    if found.is_folded is not None:
+        way = "folded into one linear layer" if found.is_folded else "interpolated from nodes"
+        if not found.is_folded and found.plain_stages:
+            way = f"in the plain formulation at stages {', '.join(str(stage + 1) for stage in found.plain_stages)}"
+        lines.append(f"attention: {way}, fixed by {num_chosen} calibration images")
+    return lines
 
 
 def _calibration_images(bundle: "Bundle", folder: Path) -> list[Any]:

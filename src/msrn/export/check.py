@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from msrn.data.images import read_image
+from msrn.data.packed import PackedImage
 from msrn.errors import ModelError, UnreadableImageError
 from msrn.export.onnx_predictor import OnnxPredictor
 from msrn.predict import Predictor
@@ -48,7 +49,7 @@ class Check:
         unreadable: Those that could not be read.
         batch_size: The larger of the two batch sizes; the other is 1.
         largest_difference: Of any probability, at both batch sizes, images prepared by each in its own way.
-        changed: Labels above their threshold in one of both alone.
+        changed: Labels above their threshold in one of both alone, at either batch size.
         speed: How many times as fast as the original the exported model is, on prepared images, by batch size: median of rounds
             in which both are timed in turn.
         seconds: An image's time in the exported model, by batch size.
@@ -67,13 +68,15 @@ class Check:
         return asdict(self)
 
 
-def check_export(exported: str | Path, predictor: Predictor, images: Sequence[Path], *, batch_size: int = 8) -> Check:
+def check_export(
+    exported: str | Path, predictor: Predictor, images: Sequence[Path | PackedImage], *, batch_size: int = 8
+) -> Check:
     """Compare an exported file with the model it came from.
 
     Args:
         exported: An .onnx or .pt2 file that `export_model` wrote.
         predictor: The original, on the CPU.
-        images: Image files; those that cannot be read are named and left out.
+        images: Image files, or images packed in archives; those that cannot be read are named and left out.
         batch_size: Images a pass, beside 1.
 
     Raises:
@@ -94,19 +97,17 @@ def check_export(exported: str | Path, predictor: Predictor, images: Sequence[Pa
         raise UnreadableImageError(f"none of {len(images)} images can be read: {'; '.join(unreadable[:1])}")
     ours, theirs = torch.stack([own for own, _ in pairs]), np.stack([own for _, own in pairs])
     expected = torch.cat([predictor.probs(batch) for batch in ours.split(batch_size)]).numpy()
-    largest, received = 0.0, expected
+    least = predictor.bundle.label_thresholds.numpy()
+    largest = 0.0
+    changed: dict[tuple[int, int], Changed] = {}
     sizes = sorted({1, min(batch_size, len(paths))})
     for size in sizes:
         batches = [theirs[start : start + size] for start in range(0, len(paths), size)]
         received = np.concatenate([run(batch) for batch in batches])
         largest = max(largest, float(np.abs(received - expected).max()))
-    least = predictor.bundle.label_thresholds.numpy()
-    changed = tuple(
-        Changed(
-            str(images[row]), predictor.label_names[label], float(expected[row, label]), float(received[row, label])
-        )
-        for row, label in np.argwhere((received >= least) != (expected >= least))
-    )
+        for row, label in np.argwhere((received >= least) != (expected >= least)).tolist():
+            pair = float(expected[row, label]), float(received[row, label])
+            changed.setdefault((row, label), Changed(str(paths[row]), predictor.label_names[label], *pair))
     speed, seconds = {}, {}
     for size in sizes:
         ratios, times = [], []
@@ -119,7 +120,7 @@ def check_export(exported: str | Path, predictor: Predictor, images: Sequence[Pa
             ratios.append((middle - start) / taken)
             times.append(taken / size)
         speed[size], seconds[size] = statistics.median(ratios), statistics.median(times)
-    return Check(len(paths), tuple(unreadable), sizes[-1], largest, changed, speed, seconds)
+    return Check(len(paths), tuple(unreadable), sizes[-1], largest, tuple(changed.values()), speed, seconds)
 
 
 def _exported(

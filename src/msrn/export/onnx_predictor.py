@@ -172,7 +172,8 @@ class OnnxPredictor:
         return self.preprocess(rgb)
 
     def _rank(self, probs: npt.NDArray[np.float64], least: Any, top_k: int | None) -> tuple[LabelProbability, ...]:
-        order = [label for label in np.argsort(-probs, kind="stable") if (probs >= least)[label]]
+        order = np.argsort(-probs, kind="stable")
+        order = order[(probs >= least)[order]]
         return tuple(LabelProbability(self.label_names[label], float(probs[label])) for label in order[:top_k])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import msrn
 from msrn.bundle import Bundle
-from msrn.errors import MissingDependencyError, ModelError, MSRNError
+from msrn.errors import MissingDependencyError, ModelError, MSRNError, is_out_of_memory
 from msrn.files import replace_file
 from msrn.metrics.calibration import PiecewiseLinear, ScaledLogits
 from msrn.models import MSRN, ExportableMSRN, InferenceMSRN
@@ -189,14 +189,21 @@ def _write_onnx(
 ) -> None:
     import onnx
 
-    written = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=_OPSET,
-        input_names=["images"],
-        output_names=["probabilities", "logits"],
-        verbose=False,
-    )
+    try:
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=["images"],
+            output_names=["probabilities", "logits"],
+            verbose=False,
+        )
+    except Exception as error:  # the exporter raises nearly anything
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"this model cannot be written as ONNX: {' '.join(str(error).split())[:300]}. Give a name that ends in .pt2."
+        ) from error
     assert written is not None
     model = written.model_proto
     if precision == "fp16":
@@ -215,7 +222,12 @@ def _write_onnx(
             f"the model has {model.ByteSize() / 2**30:.1f} GB, an ONNX file holds 2. Give a name that ends in .pt2, or "
             "--precision fp16."
         )
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"what the exporter wrote is no whole ONNX model: {' '.join(str(error).split())[:300]}. Give another --precision."
+        ) from error
     with replace_file(out) as temporary:
         onnx.save_model(model, temporary)
 
