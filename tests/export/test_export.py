@@ -238,7 +238,9 @@ def test_check_names_what_changed(build: Callable[..., Bundle], exported: Callab
     with pytest.raises(UnreadableImageError, match="none of 1 images can be read"):
         check_export(exported(), predictor, [tmp_path / "none.png"])
     readable = check_export(exported(), Predictor(shifted, device="cpu"), paths[1:3], batch_size=3)
-    found = check_export(exported(), Predictor(shifted, device="cpu"), [tmp_path / "none.png", *paths[1:3]], batch_size=3)
+    found = check_export(
+        exported(), Predictor(shifted, device="cpu"), [tmp_path / "none.png", *paths[1:3]], batch_size=3
+    )
     assert found.num_images == 2
     assert "none.png: no such file" in found.unreadable[0]
     assert found.changed == readable.changed != ()
@@ -252,7 +254,9 @@ def test_check_tells_of_changes_at_any_batch_size(
     for seed, path in enumerate(paths):
         noise(seed).save(path)
     whole = OnnxPredictor.probs
-    monkeypatch.setattr(OnnxPredictor, "probs", lambda self, images: whole(self, images) * (0 if len(images) == 1 else 1))
+    monkeypatch.setattr(
+        OnnxPredictor, "probs", lambda self, images: whole(self, images) * (0 if len(images) == 1 else 1)
+    )
     predictor = Predictor(build(), device="cpu")
     found = check_export(exported(), predictor, paths, batch_size=3)
     assert {own.exported for own in found.changed} == {0.0}

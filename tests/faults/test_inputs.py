@@ -96,12 +96,12 @@ def test_not_finite(capsys: Any, tmp_path: Path, bundle_dir: Path, lost: Lost) -
     broken = save_bundle(bundle, tmp_path / "broken")
     code, out, errors = run(capsys, "predict", broken, tmp_path / "0.png", "--json", "-")
     assert (code, out) == (1, "")
-    assert "not finite" in errors
+    assert "differ from the original's by nan" in errors
     code, _, errors = run(
         capsys, "predict", broken, tmp_path / "0.png", "--out", tmp_path / "tags.jsonl", "--workers", "0"
     )
     assert code == 1
-    assert "not finite" in errors
+    assert "differ from the original's by nan" in errors
     assert not (tmp_path / "tags.jsonl").exists()
     lost(["0.png"], [path.name for path in tmp_path.glob("*.png")], "images")
 
@@ -115,14 +115,21 @@ def test_half_precision_overflow(capsys: Any, tmp_path: Path, bundle_dir: Path, 
             if name.startswith("classifier"):
                 parameter.mul_(1e6)
     large = save_bundle(bundle, tmp_path / "large")
-    out = tmp_path / "m.onnx"
-    out.write_bytes(b"an earlier model")
-    options = ["--calibration", tmp_path / "0.png", "--check", tmp_path / "0.png"]
-    code, _, errors = run(capsys, "export", large, "--out", out, "--precision", "fp16", *options)
-    assert code == 1, errors
-    assert "the model's output is not finite" in errors
-    lost(b"an earlier model", out.read_bytes(), "files")
-    assert {path.name for path in tmp_path.iterdir()} == {"0.png", "large", "m.onnx"}
+    options = ["--calibration", tmp_path / "0.png", "--json", tmp_path / "e.json"]
+    code, shown, errors = run(capsys, "export", large, "--out", tmp_path / "m.onnx", "--precision", "fp16", *options)
+    assert code == 0, errors
+    found = json.loads((tmp_path / "e.json").read_text())["check"]
+    assert found["largest_difference"] > 0.5
+    assert f"{len(found['changed'])} decisions changed" in shown
+    # One that gives no number at all is refused, and takes no earlier file's place.
+    (tmp_path / "m.onnx").write_bytes(b"an earlier model")
+    with torch.no_grad():
+        next(bundle.model.backbone.parameters()).fill_(3e38)
+    large = save_bundle(bundle, tmp_path / "larger")
+    code, _, errors = run(capsys, "export", large, "--out", tmp_path / "m.onnx", "--precision", "fp16", *options)
+    assert code == 1
+    assert "differ from the original's by nan" in errors
+    lost(b"an earlier model", (tmp_path / "m.onnx").read_bytes(), "files")
 
 
 # Images
