@@ -456,15 +456,18 @@ def tagging() -> str:
         ],
         ["kills, behind how many images", ", ".join(f"{own['images_in_parts']:,}" for own in found["kills"])],
         ["rows, distinct rows", f"{found['rows']:,}, {found['distinct_rows']:,}"],
-        [
-            "memory of the job and its workers, MB, medians of the first and the last third of each start",
-            ", ".join(
-                f"{own['first_third'] / 1e6:,.0f} and {own['last_third'] / 1e6:,.0f}"
-                for own in found["memory"]["of_starts"]
-            ),
-        ],
+        ["most memory of the job and its workers, MB", f"{found['memory']['peak'] / 1e6:,.0f}"],
     ]
     return lines(["", ""], rows)
+
+
+def tagging_memory() -> str:
+    """What tagging holds in memory, behind how many images."""
+    rows = [
+        [f"{row['images']:,}", *(f"{row[name] / 1e6:,.0f}" for name in ("least", "median", "most"))]
+        for row in read("tagging-memory")["rows"]
+    ]
+    return lines(["up to image", "least, MB", "median, MB", "most, MB"], rows)
 
 
 def export() -> str:
@@ -521,7 +524,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "annotation-errors": ("docs/evaluation.md", annotation_errors),
     "pointing": ("docs/explain.md", pointing),
     "explain-time": ("docs/explain.md", explain_time),
-    **({"tagging": ("docs/tagging.md", tagging)} if (RESULTS / "tagging.json").exists() else {}),
+    "tagging": ("docs/tagging.md", tagging),
+    **({"tagging-memory": ("docs/tagging.md", tagging_memory)} if (RESULTS / "tagging-memory.json").exists() else {}),
     **({"export": ("docs/export.md", export)} if (RESULTS / "export.json").exists() else {}),
     **({"serving": ("docs/serving.md", serving)} if (RESULTS / "serving.json").exists() else {}),
     "training-memory": ("docs/memory.md", memory),
