@@ -148,8 +148,11 @@ def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
     steps.clear()
     with replace_folder(tmp_path / "bundle") as folder:
         (folder / "weights").write_text("numbers")
+        (folder / "deep").mkdir()
+        (folder / "deep" / "more").write_text("numbers")
     names = [Path(name).name for kind, name in steps]
     assert names[0] == "weights"
+    assert {"deep", "more"} < set(names[:-2])
     assert [kind for kind, _ in steps][-2:] == ["replace", "sync"]
 
 

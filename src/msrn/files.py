@@ -41,11 +41,20 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    r"""A value as JSON, its letters as they are; with escapes for all of them where the name of a file is not UTF-8.
+
+    Example:
+        >>> json_text("é"), json_text("é\udce9")
+        ('"é"', '"\\u00e9\\udce9"')
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if is_utf8(text) else json.dumps(value, indent=indent, allow_nan=False)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON, `-` meaning standard output; see `write_text`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if not is_utf8(text):  # a file name in another encoding
-        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    text = json_text(value, indent=2) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -184,8 +193,10 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         raise _not_written(path, error) from error
     try:
         yield temporary
-        for written in (*temporary.rglob("*"), temporary):
-            _flush(written)
+        for folder, _, names in os.walk(temporary):  # unlike `rglob`, which remembers every path
+            for name in names:
+                _flush(Path(folder, name))
+            _flush(Path(folder))
         if path.exists():
             if not _swap(temporary, path):
                 _replace_by_way_of(temporary, path)
@@ -316,9 +327,7 @@ class JSONLinesWriter:
 
     def write(self, value: Any) -> None:
         """Write one object."""
-        line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-        if not is_utf8(line):  # a file name in another encoding
-            line = json.dumps(value, allow_nan=False) + "\n"
+        line = json_text(value) + "\n"
         if self.is_stdout:
             sys.stdout.write(line)
         elif self._file is not None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from msrn.data import packed
 from msrn.data.images import read_image
 from msrn.data.packed import TarMember, walk_tar
 from msrn.errors import DataError, UnreadableImageError
@@ -75,6 +76,19 @@ def test_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     archive.unlink()
     write_tar(archive, {"b.jpg": b"22", "a.jpg": b"333"})
     assert TarMember(archive, "a.jpg").read_bytes() == b"333"
+
+
+def test_the_places_that_are_remembered_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_MOST_PLACES", 5)
+    names = ["a.jpg", "b.jpg"]
+    archives = [
+        write_tar(tmp_path / f"{number}.tar", {name: f"{number} {name}".encode() for name in names})
+        for number in range(4)
+    ]
+    for name in names * 2:
+        for number, archive in enumerate(archives):
+            assert TarMember(archive, name).read_bytes() == f"{number} {name}".encode()
+            assert sum(map(len, packed._known_places.values())) <= 5
 
 
 def test_archive_that_became_shorter(tmp_path: Path) -> None:

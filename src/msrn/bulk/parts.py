@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from msrn.errors import MSRNError
-from msrn.files import is_utf8, write_json, write_text
+from msrn.files import json_text, write_json, write_text
 
 _JOB_FILE = "job.json"
 _LOCK_FILE = "lock"
@@ -157,7 +157,7 @@ class Parts:
             digest.update(_named(row["path"]))
         part = _Part(self._path(len(parts)), self.num_images + len(pending), digest.hexdigest())
         head = {"images": part.count, "listing": part.digest}
-        write_text(part.path, "".join(f"{_json(row)}\n" for row in (head, *pending)))
+        write_text(part.path, "".join(f"{json_text(row)}\n" for row in (head, *pending)))
         self._digest, self._state = digest, _State((*parts, part))
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -193,8 +193,3 @@ class Parts:
 
 def _named(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape") + b"\0"
-
-
-def _json(row: dict[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    return line if is_utf8(line) else json.dumps(row, allow_nan=False)  # a file name in another encoding

@@ -6,7 +6,6 @@ import stat
 import tarfile
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -197,9 +196,26 @@ def _describe_damage(archive: Path, reason: str) -> str:
     return f"{archive}: a damaged or truncated tar archive ({reason}). Copy or pack it again."
 
 
-@cache
-def _places_in(archive: Path, mtime_ns: int) -> dict[str, tuple[int, int]]:
+# Files whose place in an archive a process remembers, some 300 MB of names: enough for a table that shuffles many archives, in
+# which each file would otherwise cost a walk through its archive.
+_MOST_PLACES = 1_000_000
+_Places = dict[str, tuple[int, int]]
+_known_places: dict[tuple[Path, int], _Places] = {}  # the archive that was used last is last
+
+
+def _places_in(archive: Path, mtime_ns: int) -> _Places:
     """Where each file of an archive lies; `mtime_ns` makes a changed archive another one."""
+    key = archive, mtime_ns
+    places = _known_places.pop(key, None)
+    if places is None:
+        places = _read_places(archive)
+        while _known_places and len(places) + sum(map(len, list(_known_places.values()))) > _MOST_PLACES:
+            _known_places.pop(next(iter(_known_places)), None)
+    _known_places[key] = places
+    return places
+
+
+def _read_places(archive: Path) -> _Places:
     try:
         return {entry.name: (entry.offset, entry.size) for entry in walk_tar(archive)}
     except DataError as error:
