@@ -2,6 +2,8 @@
 
 import http.server
 import os
+import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -57,6 +59,38 @@ def test_a_file_of_several_sources_comes_once(photos: Path) -> None:
     assert names(f"{photos}/**/*.png") == sorted(path for path in everything if path.endswith(".png"))
 
 
+def test_what_a_folder_passes_over_comes_when_it_is_named(photos: Path, tmp_path: Path) -> None:
+    everything = names(photos)
+    for folder in (photos / ".private", tmp_path / "elsewhere"):
+        folder.mkdir()
+        shutil.copy(photos / "02.png", folder / "x.png")
+    (photos / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    shutil.copy(photos / "02.png", photos / "y.avif")
+    assert names(photos) == everything
+    for source, path in (
+        (f"{photos}/*.avif", "y.avif"),
+        (f"{photos}/[x-z].avif", "y.avif"),
+        (photos / "y.avif", "y.avif"),
+        (photos / "notes.txt", "notes.txt"),
+        (photos / ".private", ".private/x.png"),
+        (f"{photos}/.private/*", ".private/x.png"),
+        (photos / ".private" / "x.png", ".private/x.png"),
+        (photos / "link", "link/x.png"),
+        (photos / "link" / "x.png", "link/x.png"),
+    ):
+        assert names(photos, source) == [*everything, str(photos / path)]
+        assert names(photos, source, source, photos / path) == [*everything, str(photos / path)]
+
+
+def test_tables_and_archives_of_several_sources_come_once(photos: Path) -> None:
+    with tarfile.open(photos / "a.tar", "w") as tar:
+        tar.add(photos / "02.png", "02.png")
+    (photos / "list.csv").write_text("path\n02.png\n02.png\n")
+    for pattern, name, images in (("*.tar", "a.tar", ["a.tar/02.png"]), ("*.csv", "list.csv", ["02.png"] * 2)):
+        for sources in ((f"{photos}/{pattern}", photos / name), (photos / name, f"{photos}/{pattern}")):
+            assert names(*sources) == [str(photos / image) for image in images]
+
+
 def test_names_that_look_like_something_else(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos)
     Path("~foo.png").write_bytes(Path("02.png").read_bytes())
@@ -78,6 +112,48 @@ def test_a_folder_that_cannot_be_listed_is_an_unreadable_image(photos: Path, mon
     assert len(found) == 13 - 4 + 1
     with pytest.raises(UnreadableImageError, match=r"b: the folder cannot be listed \(Permission denied\)"):
         read_image(found[str(photos / "b")])
+
+
+@pytest.fixture
+def too_deep(photos: Path) -> Iterator[Path]:
+    """A folder that not even root can list: its path is longer than the system takes."""
+    handle = os.open(photos, os.O_RDONLY)
+    name = "d" * 250
+    for _ in range(20):
+        os.mkdir(name, dir_fd=handle)
+        below = os.open(name, os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = below
+    os.close(handle)
+    yield photos / name
+    shutil.rmtree(photos / name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long a path may be")
+def test_a_folder_that_a_glob_or_an_address_cannot_look_into_is_an_unreadable_image(
+    photos: Path, too_deep: Path
+) -> None:
+    for sources, count in (
+        ([photos], 13),
+        ([f"{photos}/**/*.*g"], 13),
+        ([f"{photos}/**/**/*.*g"], 13),
+        ([photos, f"{photos}/**/*.*g"], 13),
+        ([f"{photos}/**/d*/*.*g"], 4),  # of the folder "deeper"
+        ([f"file://{photos}"], 13),
+    ):
+        found = list(find_images(sources))
+        (closed,) = [image for image in found if str(too_deep) in str(image)]
+        with pytest.raises(
+            UnreadableImageError, match=r"the folder cannot be listed \(.*too long.* images are missing"
+        ):
+            read_image(closed)
+        assert len(set(found) - {closed}) == len(found) - 1 == count
+
+
+def test_a_link_that_leads_to_itself_hides_no_folder(photos: Path) -> None:
+    before = names(f"{photos}/*.png")
+    (photos / "self.png").symlink_to(photos / "self.png")
+    assert names(f"{photos}/*.png") == before
 
 
 def test_tables(photos: Path) -> None:
@@ -148,7 +224,22 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         names("-", lines=[])
     with pytest.raises(EmptySplitError, match="holds no images"):
         check_sources([os.fspath(tmp_path)])
-    check_sources(["-", "https://example.org/a.jpg"])
+    check_sources(["-", "https://example.org/a.jpg?from=list.csv"])
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("https://example.org/list.csv", "a table"),
+        ("http://example.org/list.JSONL?token=a.jpg", "a table"),
+        ("s3://bucket/shard.tar", "an archive"),
+        ("s3://bucket/*.tar", "an archive"),
+    ],
+)
+def test_a_table_or_archive_elsewhere_is_refused(address: str, what: str) -> None:
+    for look in (check_sources, names):
+        with pytest.raises(DataError, match=rf"{what} is read from this machine only\. Download it, and name the file"):
+            look(*([[address]] if look is check_sources else [address]))
 
 
 @pytest.mark.parametrize(

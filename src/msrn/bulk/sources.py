@@ -6,12 +6,13 @@ import io
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from msrn.data.images import IMAGE_SUFFIXES
 from msrn.data.packed import PackedImage, TarMember, is_file, walk_tar
@@ -93,13 +94,13 @@ class ClosedFolder(PackedImage):
     """A folder that could not be listed: it takes the place of its images, and reads as an error.
 
     Args:
-        folder: The folder.
+        folder: Its path or address.
         reason: Why.
     """
 
     __slots__ = ("folder", "reason")
 
-    def __init__(self, folder: Path, reason: str) -> None:
+    def __init__(self, folder: Path | str, reason: str) -> None:
         self.folder = folder
         self.reason = reason
 
@@ -130,9 +131,10 @@ def find_images(
 ) -> Iterator[ImageRef]:
     """The images of all sources, one by one, in an order that depends on names alone.
 
-    Only the names of one folder are held at a time; of several sources, also those that globs and names gave. Hidden files and
-    folders and links to folders are passed over; a file that is named itself is kept whatever its suffix. A file of several
-    folders, globs and names comes once.
+    Only the names of one folder are held at a time; of several sources, also those that globs and names gave; of a glob at an
+    address, all that it finds. Hidden files and folders and links to folders are passed over, unless they are named themselves; a
+    file that is named itself is kept whatever its suffix. A file, table or archive of several folders, globs and names comes
+    once; rows of tables, lines of standard input and addresses are taken as they are.
 
     Args:
         sources: Folders, image files, globs (`photos/**/*.jpg`), tables with a column of paths (.csv, .tsv, .jsonl, .parquet;
@@ -145,30 +147,34 @@ def find_images(
     Raises:
         SourceNotFoundError: A source does not exist; nothing was yielded of it.
         EmptySplitError: A source holds no images.
-        DataError: A table or archive cannot be read.
+        DataError: A table or archive cannot be read, or lies at an address.
     """
     table_options = _TableOptions(path_column, allow_outside)
-    folders: list[str] = []  # that were walked
-    seen: set[str] = set()  # what globs and names gave
+    earlier = _Earlier()
     for number, source in enumerate(map(str, sources)):
-        is_list = source == STANDARD_INPUT or "://" in source or Path(source).suffix.lower() in (*SUFFIXES, ".tar")
         is_empty = True
-        for image in _images_of(source, table_options, _standard_input() if lines is None else lines):
-            is_empty = False
-            if not is_list and len(sources) > 1:
-                place = os.path.abspath(image)  # noqa: PTH100
-                if place in seen or any(place.startswith(folder) for folder in folders):
+        if source == STANDARD_INPUT or "://" in source:
+            for image in _listed(source, lines):
+                is_empty = False
+                yield image
+        else:
+            for place in _places(source):
+                walk = _Walk(place) if isinstance(place, Path) and place.is_dir() else None
+                if walk is None and earlier.has(place):
+                    is_empty = False
                     continue
-                if number < len(sources) - 1 and not _is_folder(source):
-                    seen.add(place)
-            yield image
+                images: Iterable[ImageRef] = _images_in(place, table_options) if walk is None else walk
+                for image in images:
+                    is_empty = False
+                    if walk is None or not earlier.has(image):
+                        yield image
+                if number < len(sources) - 1:  # nothing comes after the last
+                    earlier.add(place, walk)
         if is_empty:
             raise EmptySplitError(
                 f"{'standard input' if source == STANDARD_INPUT else source} holds no images: expected files such as "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}. Name what to read."
             )
-        if not is_list and _is_folder(source):
-            folders.append(os.path.join(os.path.abspath(_expanded(source)), ""))  # noqa: PTH100, PTH118
 
 
 def check_sources(
@@ -181,12 +187,14 @@ def check_sources(
     Raises:
         SourceNotFoundError: A source does not exist.
         EmptySplitError: No source was given, or one holds no images.
-        DataError: A table or archive cannot be read.
+        DataError: A table or archive cannot be read, or lies at an address.
     """
     if not sources:
         raise EmptySplitError("expected at least one image, folder, table or archive, got none. Name what to read.")
     for source in map(str, sources):
-        if source != STANDARD_INPUT and "://" not in source:
+        if "://" in source:
+            _check_address(source)
+        elif source != STANDARD_INPUT:
             next(find_images([source], path_column=path_column, allow_outside=allow_outside))
 
 
@@ -196,54 +204,126 @@ class _TableOptions:
     allow_outside: bool
 
 
-def _images_of(source: str, table_options: _TableOptions, lines: TextIO | Iterable[str]) -> Iterator[ImageRef]:
+class _Walk:
+    """The images below a folder, and which files were among them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._root = os.path.abspath(folder)  # noqa: PTH100
+        self._closed: set[str] = set()
+        self._last = ("", False)  # files come folder by folder
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for image in _images_below(self.folder):
+            if isinstance(image, ClosedFolder):
+                self._closed.add(os.path.abspath(image))  # noqa: PTH100
+            yield image
+
+    def has(self, path: str) -> bool:
+        """Whether an absolute path was among them: hidden files, other endings and what lies behind a link to a folder were not."""
+        if path in self._closed:
+            return True
+        folder, name = os.path.split(path)
+        if name.startswith(".") or not _is_image(name):
+            return False
+        if folder != self._last[0]:
+            self._last = folder, self._has_listed(folder)
+        return self._last[1]
+
+    def _has_listed(self, folder: str) -> bool:
+        if folder in self._closed:
+            return False
+        if folder == self._root:
+            return True
+        above, name = os.path.split(folder)
+        is_entered = name != "" and not name.startswith(".") and not os.path.islink(folder)  # noqa: PTH114
+        return is_entered and self._has_listed(above)
+
+
+class _Earlier:
+    """What came already, so that a file, table or archive of several folders, globs and names comes once."""
+
+    def __init__(self) -> None:
+        self._walks: list[_Walk] = []
+        self._named: set[str] = set()
+
+    def has(self, place: ImageRef) -> bool:
+        """Whether a file, table or archive came."""
+        if not self._walks and not self._named:
+            return False
+        path = os.path.abspath(place)  # noqa: PTH100
+        return path in self._named or any(walk.has(path) for walk in self._walks)
+
+    def add(self, place: ImageRef, walk: _Walk | None) -> None:
+        """Note that all of a place came; of a folder, by its walk."""
+        if walk is not None:
+            self._walks.append(walk)
+        else:
+            self._named.add(os.path.abspath(place))  # noqa: PTH100
+
+
+def _listed(source: str, lines: Iterable[str] | None) -> Iterator[ImageRef]:
+    """The images of standard input, or at an address."""
     if source == STANDARD_INPUT:
-        for line in lines:
+        for line in _standard_input() if lines is None else lines:
             if name := line.rstrip("\r\n"):
                 yield _named(name)
         return
+    _check_address(source)
     if source.startswith(_SCHEMES):
         yield RemoteImage(source)
-        return
-    if "://" in source:
+    else:
         yield from _remote_images(source)
-        return
+
+
+def _places(source: str) -> Iterator[Path | ClosedFolder]:
+    """The path of a source; of a glob the files that it matches, and the folders that it could not look into."""
     path = _expanded(source)
     if path.exists():
-        yield from _images_in(path, table_options)
+        yield path
         return
     matches = _matches(str(path)) if glob.has_magic(source) else iter(())
     if (first := next(matches, None)) is None:
         what = "matches no file" if glob.has_magic(source) else "does not exist"
         raise SourceNotFoundError(f"{source} {what}. Check the path; relative ones start at {Path.cwd()}.")
-    for match in chain([first], matches):
-        yield from _images_in(match, table_options)
+    yield from chain([first], matches)
 
 
-def _images_in(path: Path, table_options: _TableOptions) -> Iterator[ImageRef]:
-    """The images of a folder, table, archive or file that exists."""
-    if path.is_dir():
-        yield from _images_below(path)
-    elif path.suffix.lower() in SUFFIXES:
-        yield from _images_of_table(path, table_options)
-    elif path.suffix.lower() == ".tar":
-        for entry in walk_tar(path):
-            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-                yield TarMember(path, entry.name, entry.offset, entry.size)
+def _images_in(place: Path | ClosedFolder, table_options: _TableOptions) -> Iterator[ImageRef]:
+    """The images of a table or archive, or the file itself."""
+    suffix = place.suffix.lower() if isinstance(place, Path) else ""
+    if isinstance(place, Path) and suffix in SUFFIXES:
+        yield from _images_of_table(place, table_options)
+    elif isinstance(place, Path) and suffix == ".tar":
+        for entry in walk_tar(place):
+            if _is_image(entry.name):
+                yield TarMember(place, entry.name, entry.offset, entry.size)
     else:
-        yield path
+        yield place
 
 
-def _remote_images(source: str) -> Iterator[RemoteImage]:
+def _check_address(address: str) -> None:
+    """Refuse a table or archive that would have to be fetched: read as an image it would be one that is damaged."""
+    path = urllib.parse.urlsplit(address).path if address.startswith(_SCHEMES) else address
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    if suffix in (*SUFFIXES, ".tar"):
+        what = "an archive" if suffix == ".tar" else "a table"
+        raise DataError(f"{address}: {what} is read from this machine only. Download it, and name the file.")
+
+
+def _remote_images(source: str) -> Iterator[ImageRef]:
     """The images of a file, folder or glob on another file system, sorted by name."""
     import fsspec
 
     try:
         files, path = fsspec.core.url_to_fs(source)
-        list_files = files.glob if glob.has_magic(path) else files.find if files.isdir(path) else lambda name: [name]
-        found = list_files(path)
-        is_named = found == [path]
-        if is_named and not files.exists(path):
+        if glob.has_magic(path):
+            found: list[tuple[str, bool]] | None = [(name, False) for name in sorted(files.glob(path))]
+        elif files.isdir(path):
+            found = list_remote(files, path)
+        elif files.exists(path):
+            found = None  # the image itself
+        else:
             raise SourceNotFoundError(f"{source} does not exist. Check the address.")
     except SourceNotFoundError:
         raise
@@ -251,9 +331,37 @@ def _remote_images(source: str) -> Iterator[RemoteImage]:
         raise SourceNotFoundError(
             f"{source} cannot be read ({error}). Check the address, and install what it needs (for s3://, s3fs)."
         ) from error
-    for name in sorted(found):
-        if is_named or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-            yield RemoteImage(files.unstrip_protocol(name))
+    if found is None:
+        yield RemoteImage(files.unstrip_protocol(path))
+    else:
+        yield from _remote_below(files, found)
+
+
+def list_remote(files: Any, folder: str) -> list[tuple[str, bool]]:
+    """What lies in a folder of another file system, by name, and what of it are folders. Its own errors come through."""
+    found = []
+    for entry in files.ls(folder, detail=True):
+        name = entry["name"].rstrip("/")
+        if name != folder.rstrip("/"):  # object stores have an entry for the folder itself
+            found.append((name, entry["type"] == "directory"))
+    files.invalidate_cache(folder)  # which would keep the names of all folders
+    return sorted(found, key=lambda entry: f"{entry[0]}/" if entry[1] else entry[0])  # as whole paths are sorted
+
+
+def _remote_below(files: Any, found: Iterable[tuple[str, bool]]) -> Iterator[ImageRef]:
+    for name, is_folder in found:
+        if not is_folder:
+            if _is_image(name):
+                yield RemoteImage(files.unstrip_protocol(name))
+            continue
+        try:
+            below = list_remote(files, name)
+        except FileNotFoundError:  # went, or is a folder without anything in it
+            continue
+        except Exception as error:  # every file system has its own
+            yield ClosedFolder(files.unstrip_protocol(name), str(error) or type(error).__name__)
+        else:
+            yield from _remote_below(files, below)
 
 
 def _images_below(folder: Path) -> Iterator[ImageRef]:
@@ -266,7 +374,7 @@ def _images_below(folder: Path) -> Iterator[ImageRef]:
         return
     visible = [(name, is_folder) for name, is_folder in found if not name.startswith(".")]
     for name, is_folder in visible:
-        if not is_folder and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+        if not is_folder and _is_image(name):
             yield folder / name
     for name in [name for name, is_folder in visible if is_folder]:
         yield from _images_below(folder / name)
@@ -323,8 +431,9 @@ def _expanded(name: str) -> Path:
     return Path(name).expanduser() if name == "~" or name.startswith("~/") else Path(name)
 
 
-def _is_folder(source: str) -> bool:
-    return _expanded(source).is_dir()
+def _is_image(name: str) -> bool:
+    """Whether a name ends as images' names do."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def _standard_input() -> TextIO:
@@ -333,15 +442,24 @@ def _standard_input() -> TextIO:
     return sys.stdin
 
 
-def _matches(pattern: str) -> Iterator[Path]:
+def _matches(pattern: str) -> Iterator[Path | ClosedFolder]:
     """The files of a glob, folder by folder, each sorted by name; no links to folders are followed."""
     parts = Path(pattern).parts
     fixed = list(takewhile(lambda part: not glob.has_magic(part), parts))
     found = _below(Path(*fixed), parts[len(fixed) :])
-    return found if parts.count("**") < 2 else iter(dict.fromkeys(found))  # one file may match in several ways
+    if parts.count("**") > 1:  # one file may match in several ways
+        yield from dict.fromkeys(found)
+        return
+    closed: set[ClosedFolder] = set()  # a ** and what follows it look into the same folder
+    for match in found:
+        if isinstance(match, ClosedFolder):
+            if match in closed:
+                continue
+            closed.add(match)
+        yield match
 
 
-def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path | ClosedFolder]:
     """What matches the parts of a glob below a folder. Only the names of the folders on the way are held."""
     first, *rest = parts
     if first == "**":
@@ -350,8 +468,11 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         yield from _below(folder, rest or ["*"])
     try:
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
-    except OSError:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False), _is_plain(entry)) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):  # matches nothing
+        return
+    except OSError as error:
+        yield ClosedFolder(folder, error.strerror or str(error))
         return
     for name, is_folder, is_plain in found:
         if name.startswith(".") and not first.startswith("."):
@@ -364,3 +485,11 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
                 yield from _below(folder / name, rest)
             elif not rest and is_plain:
                 yield folder / name
+
+
+def _is_plain(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry of a folder is a file; unlike `entry.is_file`, False for a link that leads to itself."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
