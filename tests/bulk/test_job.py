@@ -15,7 +15,7 @@ from msrn.bulk import FORMATS, tag_images
 from msrn.bulk.sources import find_images
 from msrn.bulk.writers import About, Writer
 from msrn.data import open_source
-from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError
+from msrn.errors import DataError, EmptySplitError, MSRNError, SourceNotFoundError
 from msrn.predict import Predictor
 
 
@@ -258,6 +258,22 @@ def test_another_job_is_not_mixed_in(predictor: Predictor, photos: Path, tmp_pat
     (photos / "000.png").unlink()
     assert tag(overwrite=True).num_images == 12
     assert len(read_jsonl(out)) == 12
+
+
+def test_a_job_that_failed_before_its_first_part_is_in_nobodys_way(
+    predictor: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tags.jsonl"
+    (photos / "gap.csv").write_text("path,b\n02.png,2\n,3\n")
+    with pytest.raises(DataError, match=r"gap\.csv:3: no path"):
+        tag_images(predictor, [photos / "gap.csv"], out, num_workers=0)
+    assert (tmp_path / "tags.jsonl.parts").exists()
+    out.write_text("mine")
+    with pytest.raises(MSRNError, match=r"tags\.jsonl exists; it is left alone"):
+        tag_images(predictor, [photos], out, num_workers=0)
+    out.unlink()
+    assert tag_images(predictor, [photos], out, num_workers=0, threshold=0.1).num_images == 12
+    assert not (tmp_path / "tags.jsonl.parts").exists()
 
 
 def test_damaged_parts_are_named(predictor: Predictor, photos: Path, tmp_path: Path) -> None:

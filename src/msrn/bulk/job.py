@@ -17,8 +17,8 @@ import torch
 import msrn
 from msrn.bulk import cluster, local
 from msrn.bulk.local import Row
-from msrn.bulk.parts import Parts
-from msrn.bulk.sources import STANDARD_INPUT, check_sources, find_images
+from msrn.bulk.parts import Parts, is_begun
+from msrn.bulk.sources import STANDARD_INPUT, check_sources, find_images, list_remote
 from msrn.bulk.writers import FORMATS, About, find_format, write_errors
 from msrn.errors import MSRNError
 from msrn.files import check_can_write, remove_leftovers
@@ -120,7 +120,7 @@ def tag_images(
     check_sources(sources, path_column=path_column, allow_outside=allow_outside)
     parts_folder = local_out.with_name(f"{local_out.name}.parts")
     errors_file = local_out.with_name(f"{local_out.name}.errors.jsonl")
-    if not overwrite and not parts_folder.exists():
+    if not overwrite and not is_begun(parts_folder):
         existing = (
             [str(path) for path in (local_out, errors_file) if path.exists()] if remote is None else remote.existing()
         )

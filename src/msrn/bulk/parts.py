@@ -35,6 +35,11 @@ class _State:
     pending: tuple[dict[str, Any], ...] = ()
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds parts: a job that failed or was stopped before its first has nothing that can be gone on with."""
+    return any(folder.glob(_PARTS))
+
+
 class Parts:
     """A folder of numbered parts, each written to a temporary name and renamed, that a killed job goes on from.
 
@@ -46,7 +51,7 @@ class Parts:
         restart: Remove what an earlier job left.
 
     Raises:
-        MSRNError: Another job left it unfinished, or is at work in it, or it holds other things.
+        MSRNError: Another job left parts there, or is at work in it, or it holds other things.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], *, restart: bool = False) -> None:
@@ -85,9 +90,7 @@ class Parts:
         others = [path.name for path in self.folder.iterdir() if path not in own]
         if others:
             raise MSRNError(f"{self.folder} holds other things ({others[0]}); it is left alone. Give another --out.")
-        if self.restart:
-            self._empty()
-        if not job_file.is_file():
+        if self.restart or not is_begun(self.folder) or not job_file.is_file():
             self._empty()
             write_json(job_file, self.job)
             return
