@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from PIL import Image
@@ -153,6 +156,39 @@ def test_odd_names_of_files_and_labels(tmp_path: Path) -> None:
     about = About(("a|b",), "m")
     with pytest.raises(MSRNError, match=r"the label 'a\|b' has a '\|' in it"):
         FORMATS["csv"].check(about, tmp_path / "t.csv", [])
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl", "fiftyone", "label-studio", "xmp"])
+def test_a_name_that_is_not_utf8_spoils_no_file(
+    predictor: Predictor, photos: Path, tmp_path: Path, format: str
+) -> None:
+    odd = photos / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(photos / "02.png", odd)
+    out = tmp_path / ("side" if format == "xmp" else "tags.csv" if format == "csv" else f"tags.{format}")
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    result = tag_images(predictor, [photos], out, format=format, num_workers=0)
+    assert result.errors_file is not None
+    failed = {row["path"]: row["error"] for row in map(json.loads, Path(result.errors_file).read_text().splitlines())}
+    if format in ("parquet", "csv"):  # which could only name another file
+        assert (result.num_images, result.num_unreadable) == (12, 2)
+        assert "the name is not UTF-8, and no table holds others. Rename the file" in failed[str(odd)]
+        assert len(open_source(out).read("train")) == 12
+        return
+    assert (result.num_images, list(failed)) == (13, [str(photos / "damaged.jpg")])
+    if format == "xmp":
+        assert (out / f"{str(odd).lstrip('/')}.xmp").exists()
+        return
+    text = out.read_text(encoding="utf-8")
+    if format == "jsonl":
+        found = [json.loads(line)["path"] for line in text.splitlines()]
+    elif format == "fiftyone":
+        found = list(json.loads(text)["labels"])
+    else:
+        found = [os.fsdecode(unquote_to_bytes(task["data"]["image"].partition("?d=")[2])) for task in json.loads(text)]
+        found = [f"/{path}" for path in found]
+    assert str(odd) in found
+    assert all(Path(path).exists() for path in found)
 
 
 class StoppedError(Exception):

@@ -38,7 +38,7 @@ class BulkResult:
     Attributes:
         out: The file or folder written.
         num_images: Images tagged, over all times the job was started.
-        num_unreadable: Images that could not be read.
+        num_unreadable: Images that could not be read, or whose name is not UTF-8 where the file is a table.
         errors_file: Where those are listed, or None where there are none.
         num_resumed: Images that were done when the job was started this time.
         seconds: Taken this time.
@@ -159,8 +159,8 @@ def tag_images(
             raise MSRNError(
                 f"{parts_folder} holds {num_rows} rows of {parts.num_images} images. Add --restart to begin anew, and report this."
             )
-        num_unreadable = write_errors(parts.rows(), errors_file)
-        writer.write(parts.rows(), local_out, about)
+        num_unreadable = write_errors(map(writer.fit, parts.rows()), errors_file)
+        writer.write(map(writer.fit, parts.rows()), local_out, about)
         if remote is not None:
             remote.put([errors_file, local_out] if num_unreadable else [local_out])
         parts.remove()

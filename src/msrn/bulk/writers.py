@@ -6,7 +6,6 @@ Every writer takes the rows one at a time and leaves its file whole or absent. A
 
 import csv
 import hashlib
-import json
 import os
 import posixpath
 import re
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 from msrn.data.cells import can_be_listed, is_unknown, labels_cell, path_cell
 from msrn.data.records import import_parquet
 from msrn.errors import MSRNError
-from msrn.files import JSONLinesWriter, is_utf8, replace_file, replace_folder
+from msrn.files import JSONLinesWriter, is_utf8, json_text, replace_file, replace_folder
 
 Row = dict[str, Any]
 
@@ -63,7 +62,7 @@ def write_parquet(rows: Iterable[Row], out: Path, about: About) -> None:
         readable = _readable(rows)
         while group := list(islice(readable, _ROW_GROUP)):
             columns = {
-                "path": [_text(row["path"]) for row in group],
+                "path": [row["path"] for row in group],
                 "labels": [[label["name"] for label in row["labels"]] for row in group],
                 "probabilities": [[label["probability"] for label in row["labels"]] for row in group],
             }
@@ -76,10 +75,7 @@ def write_csv(rows: Iterable[Row], out: Path, about: About) -> None:
     An image with none of the labels has `[]`. Labels that would be read as something else stand in a list, as in `["a, b"]`; so
     do those that a spreadsheet would take for a formula, and such a path has `./` before it.
     """
-    with (
-        replace_file(out) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
+    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "labels", "probabilities"))
         for row in _readable(rows):
@@ -122,24 +118,21 @@ def write_label_studio(rows: Iterable[Row], out: Path, about: About) -> None:
         }
         for row in _readable(rows)
     )
-    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
-        _write_items(file, (json.dumps(task, ensure_ascii=False) for task in tasks))
+        _write_items(file, map(json_text, tasks))
         file.write("]\n")
 
 
 def write_fiftyone(rows: Iterable[Row], out: Path, about: About) -> None:
     """A labels file of a `FiftyOneImageClassificationDataset`, images by their absolute paths."""
     entries = (
-        f"{json.dumps(_absolute(row['path']), ensure_ascii=False)}: "
-        + json.dumps(
-            [{"label": label["name"], "confidence": label["probability"]} for label in row["labels"]],
-            ensure_ascii=False,
-        )
+        f"{json_text(_absolute(row['path']))}: "
+        + json_text([{"label": label["name"], "confidence": label["probability"]} for label in row["labels"]])
         for row in _readable(rows)
     )
-    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write('{"classes": ' + json.dumps(about.label_names, ensure_ascii=False) + ', "labels": {')
+    with replace_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write('{"classes": ' + json_text(about.label_names) + ', "labels": {')
         _write_items(file, entries)
         file.write("}}\n")
 
@@ -189,6 +182,20 @@ def write_errors(rows: Iterable[Row], out: Path) -> int:
     return count
 
 
+def _fit_table(row: Row) -> Row:
+    """A row as a table holds it. Tables are text: of an image whose name is not UTF-8 they could only name another file."""
+    if is_utf8(row["path"]):
+        return row
+    reason = (
+        "the name is not UTF-8, and no table holds others. Rename the file, or write to a name that ends in .jsonl."
+    )
+    return {"error": f"{row['path']}: {reason}", **row, "labels": []}
+
+
+def _as_it_is(row: Row) -> Row:
+    return row
+
+
 def _check_parquet(about: About, out: Path, sources: Sequence[str]) -> None:
     import_parquet(out)
 
@@ -229,15 +236,17 @@ class Writer(NamedTuple):
     Attributes:
         write: Writes the rows.
         check: Raises where it could not, before any work is done for it.
+        fit: Makes an error of a row that the format cannot hold.
     """
 
     write: Callable[[Iterable[Row], Path, About], None]
     check: Callable[[About, Path, Sequence[str]], None] = _check_nothing
+    fit: Callable[[Row], Row] = _as_it_is
 
 
 FORMATS: dict[str, Writer] = {
-    "parquet": Writer(write_parquet, _check_parquet),
-    "csv": Writer(write_csv, _check_csv),
+    "parquet": Writer(write_parquet, _check_parquet, _fit_table),
+    "csv": Writer(write_csv, _check_csv, _fit_table),
     "jsonl": Writer(write_jsonl),
     "xmp": Writer(write_sidecars),
     "label-studio": Writer(write_label_studio, _check_tool),
@@ -275,11 +284,6 @@ def _write_items(file: Any, items: Iterable[str]) -> None:
         file.write(",\n" if number else "\n")
         file.write(item)
     file.write("\n")
-
-
-def _text(path: str) -> str:
-    """A path as UTF-8, with escapes for the bytes that are none."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _absolute(path: str) -> str:
