@@ -176,6 +176,87 @@ def test_other_file_systems(
         list(find_images(["nosuch://bucket"]))
 
 
+def test_what_lies_at_an_address_is_not_lost(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(photos), "/kept/photos", recursive=True)
+    memory.pipe_file("/kept/mixed/a.xmp", b"mine")
+    memory.pipe_file("/kept/mixed/b/c.psd", b"mine")
+    before = {name: memory.cat(name) for name in memory.find("/kept")}
+    for out, format, words in (
+        ("memory://kept/photos", None, "is one of the sources"),
+        ("memory:///kept/photos/", None, "is one of the sources"),
+        ("memory://kept", None, "holds other things than XMP sidecars; it is left alone"),
+        ("memory://kept/mixed", None, "holds other things than XMP sidecars; it is left alone"),
+        ("memory://kept/mixed/b/c.psd", "xmp", "holds other things than XMP sidecars; it is left alone"),
+        ("memory://kept/mixed", "csv", "is a folder; it is left alone"),
+    ):
+        with pytest.raises(MSRNError, match=words):
+            tag_images(predictor, ["memory://kept/photos"], out, format=format, num_workers=0, overwrite=True)
+    assert {name: memory.cat(name) for name in memory.find("/kept")} == before
+    with pytest.raises(MSRNError, match="is one of the sources"):
+        tag_images(predictor, [photos], f"file://{photos}", format="xmp", overwrite=True)
+
+    def put_a_photo_there(*_: int) -> None:
+        memory.pipe_file("/kept/side/late.jpg", b"mine")
+
+    with pytest.raises(MSRNError, match="holds other things than XMP sidecars"):  # also at the end of the job
+        tag_images(
+            predictor, [photos], "memory://kept/side", num_workers=0, overwrite=True, on_progress=put_a_photo_there
+        )
+    assert memory.cat("/kept/side/late.jpg") == b"mine"
+
+
+def test_the_list_of_unreadable_images_at_an_address(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left alone unless it may be replaced, and then it goes where there are none."""
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    listed = "/listed/tags.csv.errors.jsonl"
+    memory.pipe_file(listed, b"mine")
+    with pytest.raises(MSRNError, match=r"memory://listed/tags\.csv\.errors\.jsonl exists; it is left alone"):
+        tag_images(predictor, [photos], "memory://listed/tags.csv", num_workers=0)
+    assert memory.cat(listed) == b"mine"
+    result = tag_images(predictor, [photos], "memory://listed/tags.csv", num_workers=0, overwrite=True)
+    assert result.errors_file == f"memory:/{listed}"
+    assert b"damaged.jpg" in memory.cat(listed)
+    (photos / "damaged.jpg").unlink()
+    result = tag_images(predictor, [photos], "memory://listed/tags.csv", num_workers=0, overwrite=True)
+    assert result.errors_file is None
+    assert memory.find("/listed") == ["/listed/tags.csv"]
+
+
+def test_a_folder_at_an_address_is_sorted_by_whole_paths() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name in ("a0.png", "a/x.png", "a.png", "a-b/y.png", "a-b/z/y.jpg", "notes.txt"):
+        memory.pipe_file(f"/sorted/{name}", b"")
+    found = [str(image).removeprefix("memory://") for image in find_images(["memory://sorted"])]
+    assert found == [name for name in sorted(memory.find("/sorted")) if not name.endswith("txt")]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_takes_no_more_is_named(
+    cluster: None, predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ray.exceptions.ObjectStoreFullError("no room")
+
+    monkeypatch.setattr(ray, "put", refuse)
+    with pytest.raises(MSRNError, match=r"the job failed on the cluster \(.*no room.* The same command goes on"):
+        tag_images(predictor, [photos], tmp_path / "ray.jsonl", engine="ray", num_workers=1)
+
+
 @pytest.mark.slow
 def test_a_cluster_of_its_own_leaves_signals_alone(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
     code = (

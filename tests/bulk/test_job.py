@@ -349,6 +349,9 @@ def test_nothing_of_others_is_lost(predictor: Predictor, photos: Path, tmp_path:
         tag_images(predictor, [photos / "02.png"], tmp_path / "new.csv", num_workers=0)
     with pytest.raises(MSRNError, match="is one of the sources"):
         tag_images(predictor, [photos / "list.csv"], photos / "list.csv", overwrite=True)
+    (tmp_path / "link.csv").symlink_to(photos / "list.csv")  # a file is written where a link leads
+    with pytest.raises(MSRNError, match="is one of the sources"):
+        tag_images(predictor, [photos / "list.csv"], tmp_path / "link.csv", overwrite=True)
     assert (photos / "list.csv").read_text() == "path\n02.png\n"
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -115,7 +115,7 @@ def tag_images(
     digest = model_digest(predictor)
     about = About(predictor.label_names, f"msrn {msrn.__version__}, model {digest[:12]}")
     writer.check(about, local_out, [str(source) for source in sources])
-    if _absolute(local_out) in map(_absolute, sources):
+    if _place(out) in map(_place, sources):
         raise MSRNError(f"--out {out} is one of the sources. Give another name.")
     check_sources(sources, path_column=path_column, allow_outside=allow_outside)
     parts_folder = local_out.with_name(f"{local_out.name}.parts")
@@ -128,6 +128,8 @@ def tag_images(
             raise MSRNError(
                 f"{existing[0]} exists; it is left alone. Give another --out, or --overwrite to replace it."
             )
+    if remote is not None:
+        remote.check(is_folder=kind == "xmp")
     if kind == "xmp":
         _check_sidecars(local_out)
     else:
@@ -162,14 +164,14 @@ def tag_images(
         num_unreadable = write_errors(map(writer.fit, parts.rows()), errors_file)
         writer.write(map(writer.fit, parts.rows()), local_out, about)
         if remote is not None:
-            remote.put([errors_file, local_out] if num_unreadable else [local_out])
+            remote.put([errors_file, local_out])
         parts.remove()
     num_images = num_rows - num_unreadable
     if remote is None:
         listed: Path | str | None = errors_file if num_unreadable else None
         return BulkResult(local_out, num_images, num_unreadable, listed, num_resumed, time.monotonic() - start)
     shutil.rmtree(local_out.parent, ignore_errors=True)
-    listed = f"{out}.errors.jsonl" if num_unreadable else None
+    listed = remote.errors if num_unreadable else None
     return BulkResult(str(out), num_images, num_unreadable, listed, num_resumed, time.monotonic() - start)
 
 
@@ -229,12 +231,35 @@ class _Remote:
             ) from error
         return cls(address, files, path, cache / hashlib.sha256(address.encode()).hexdigest()[:16] / name)
 
+    @property
+    def errors(self) -> str:
+        """The address of the list of images that could not be read."""
+        return f"{self.address.rstrip('/')}.errors.jsonl"
+
     def existing(self) -> list[str]:
         """What of the results is there already."""
-        return [self.address] if self.files.exists(self.path) else []
+        places = {self.address: self.path, self.errors: f"{self.path}.errors.jsonl"}
+        return [address for address, path in places.items() if self.files.exists(path)]
+
+    def check(self, *, is_folder: bool) -> None:
+        """Refuse to replace a folder by a file, or anything but sidecars by a folder of them.
+
+        Raises:
+            MSRNError: It would be replaced, or cannot be looked at.
+        """
+        try:
+            if self.files.isdir(self.path):
+                is_ours = is_folder and all(map(_is_sidecar, _files_below(self.files, self.path)))
+            else:
+                is_ours = not (is_folder and self.files.exists(self.path))
+        except Exception as error:  # every file system has its own
+            raise MSRNError(f"{self.address} cannot be read ({error}). Check the address.") from error
+        if not is_ours:
+            what = "holds other things than XMP sidecars" if is_folder else "is a folder"
+            raise MSRNError(f"{self.address} {what}; it is left alone. Give another --out.")
 
     def put(self, written: Sequence[Path]) -> None:
-        """Copy files or folders beside each other, the last one last: to another name first.
+        """Copy files or folders beside each other, the last one last: to another name first. What was not written is removed there.
 
         Raises:
             MSRNError: They cannot be written; the parts stay.
@@ -248,11 +273,13 @@ class _Remote:
                     self.files.rm(half, recursive=True)
                 if own.is_dir():
                     self.files.put(f"{own}/", f"{half}/", recursive=True)
-                else:
+                    self.check(is_folder=True)  # the job may have taken days
+                elif own.exists():
                     self.files.put_file(str(own), half)
                 if self.files.exists(place):
-                    self.files.rm(place, recursive=True)
-                self.files.mv(half, place, recursive=own.is_dir())
+                    self.files.rm(place, recursive=own.is_dir())
+                if own.exists():
+                    self.files.mv(half, place, recursive=own.is_dir())
         except Exception as error:
             raise MSRNError(
                 f"{self.address} cannot be written ({error}). The same command tries again; the results lie in {written[-1]}."
@@ -277,9 +304,40 @@ def default_workers(device: torch.device) -> int:
 
 def _check_sidecars(out: Path) -> None:
     """Refuse to replace a folder that holds more than sidecars."""
-    if out.exists() and not (out.is_dir() and all(path.suffix == ".xmp" or path.is_dir() for path in out.rglob("*"))):
+    found = (name for _, _, names in os.walk(out) for name in names)
+    if out.exists() and not (out.is_dir() and all(map(_is_sidecar, found))):
         raise MSRNError(f"{out} holds other things than XMP sidecars; it is left alone. Give a new folder.")
+
+
+def _is_sidecar(name: str) -> bool:
+    return name.endswith(".xmp")
+
+
+def _files_below(files: Any, folder: str) -> Iterator[str]:
+    """The files of a folder of another file system, folder by folder."""
+    for name, is_folder in list_remote(files, folder):
+        if is_folder:
+            yield from _files_below(files, name)
+        else:
+            yield name
 
 
 def _absolute(source: str | Path) -> str:
     return str(source) if "://" in str(source) else os.path.abspath(source)  # noqa: PTH100
+
+
+def _place(source: str | Path) -> str:
+    """Where a source or a file lies, however its path or address is written."""
+    text = str(source)
+    if "://" not in text:
+        return os.path.realpath(text)
+    if text.startswith(("http://", "https://")):
+        return text
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(text)
+    except Exception:  # is said where it is read
+        return text
+    address: str = files.unstrip_protocol(path.rstrip("/"))
+    return os.path.realpath(path) if address.startswith("file://") else address
