@@ -75,5 +75,51 @@ def test_json_replaces_no_photo(capsys: pytest.CaptureFixture[str], bundle: Path
     for sources in ([photo], [photos / "1.png"]):
         code, _, err = run(capsys, "predict", bundle, *sources, "--json", photo)
         assert code == 1
-        assert "is an image or a source, which would be lost" in err
+        assert "is an image, which would be lost" in err
     assert photo.read_bytes() == before
+
+
+def test_json_replaces_no_source_and_no_result(
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.csv").write_text("path\nphotos/0.png\n")
+    Path("link.json").symlink_to("list.csv")
+    Path("notes.json").write_text('{"mine": 1}')
+    for source, out, json_file, words in (
+        ("./list.csv", "tags.jsonl", "list.csv", "is a part of the data, which would be lost"),
+        ("list.csv", "tags.jsonl", "link.json", "is a part of the data, which would be lost"),
+        ("photos", "tags.jsonl", "tags.jsonl", "would take the place of tags.jsonl, which is written too"),
+        ("photos", "./tags.jsonl", tmp_path / "tags.jsonl", "would take the place of ./tags.jsonl"),
+        ("photos", "t.csv", "t.csv.errors.jsonl", "would take the place of t.csv.errors.jsonl"),
+        ("photos", "side/", "side/summary.json", "would take the place of side,"),
+        ("photos", f"file://{tmp_path}/t.csv", "t.csv", "would take the place of file://"),
+        ("photos", "t.csv", "notes.json", "exists and is not what msrn writes; it is left alone"),
+        ("photos", "t.csv", "photos", "is a folder"),
+    ):
+        code, _, err = run(capsys, "predict", bundle, source, "--out", out, "--json", json_file)
+        assert (code, words in err) == (1, True), err
+    assert Path("list.csv").read_text() == "path\nphotos/0.png\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "list.csv", "notes.json", "photos"]
+
+
+def test_a_summary_is_replaced_by_the_next(
+    capsys: pytest.CaptureFixture[str], bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    summary = tmp_path / "summary.json"
+    summary.touch()  # as `mktemp` does
+    for source in (photos, photos / "0.png"):
+        arguments = [source, "--out", tmp_path / "t.csv", "--overwrite", "--workers", "0", "--json", summary]
+        code, _, err = run(capsys, "predict", bundle, *arguments)
+        assert code == 0, err
+    assert json.loads(summary.read_text())["images"] == 1
+
+
+def test_ray_takes_no_device(capsys: pytest.CaptureFixture[str], bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.csv"
+    code, _, err = run(capsys, "predict", bundle, photos, "--out", out, "--engine", "ray", "--device", "cpu")
+    assert (code, "--device cpu is for this machine; on Ray every worker has a GPU" in err) == (1, True)

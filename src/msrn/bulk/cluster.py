@@ -63,7 +63,7 @@ def predict(
     """Rows of a stream of images, some at a time, in its order.
 
     Ray is started on this machine, or joined where RAY_ADDRESS says. Every worker has a GPU if the cluster has any, else a
-    processor. Paths have to be readable from the workers.
+    processor, wherever the predictor is. Paths have to be readable from the workers.
 
     Args:
         predictor: The model.
@@ -137,27 +137,27 @@ def _stream(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    resources = ray.cluster_resources()
-    num_gpus = int(resources.get("GPU", 0))
-    count = num_workers or num_gpus or max(1, int(resources.get("CPU", 1)))
-    bundle = ray.put(predictor.bundle)
-    while chunk := list(islice(refs, _ROUND)):
-        dataset = ray.data.from_items(
-            [{"ref": _absolute(ref), "name": str(ref)} for ref in chunk],
-            override_num_blocks=-(-len(chunk) // batch_size),
-        )
-        tagged = dataset.map_batches(
-            _Tagger,
-            fn_constructor_args=(bundle,),
-            fn_constructor_kwargs={"bf16": predictor.bf16, "num_threads": 1, "options": options},
-            batch_size=batch_size,
-            concurrency=count,
-            num_gpus=1 if num_gpus else 0,
-        )
-        try:
+    try:
+        resources = ray.cluster_resources()
+        num_gpus = int(resources.get("GPU", 0))
+        count = num_workers or num_gpus or max(1, int(resources.get("CPU", 1)))
+        bundle = ray.put(predictor.bundle)
+        while chunk := list(islice(refs, _ROUND)):
+            dataset = ray.data.from_items(
+                [{"ref": _absolute(ref), "name": str(ref)} for ref in chunk],
+                override_num_blocks=-(-len(chunk) // batch_size),
+            )
+            tagged = dataset.map_batches(
+                _Tagger,
+                fn_constructor_args=(bundle,),
+                fn_constructor_kwargs={"bf16": predictor.bf16, "num_threads": 1, "options": options},
+                batch_size=batch_size,
+                concurrency=count,
+                num_gpus=1 if num_gpus else 0,
+            )
             for batch in tagged.iter_batches(batch_size=None):
                 yield [json.loads(row) for row in batch["row"]]
-        except ray.exceptions.RayError as error:
-            raise MSRNError(
-                f"the job failed on the cluster ({' '.join(str(error).split())[:300]}). The same command goes on where it stopped."
-            ) from error
+    except ray.exceptions.RayError as error:
+        raise MSRNError(
+            f"the job failed on the cluster ({' '.join(str(error).split())[:300]}). The same command goes on where it stopped."
+        ) from error

@@ -1,8 +1,9 @@
 """What commands print: tables for people, on standard error where standard output carries JSON."""
 
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,19 +58,19 @@ def printable(text: object, *, keep: str = "") -> str:
     )
 
 
-def check_outputs(source: str | Path, **outputs: Path | None) -> None:
+def check_outputs(source: str | Path | Sequence[str | Path], **outputs: Path | None) -> None:
     """Refuse files to write that cannot be, or that exist and are none of ours, before any work is done for them.
 
     What commands wrote before may be written again; photos, tables, annotations and what else lies there may not.
 
     Args:
-        source: The data, or whatever is read.
+        source: The data, or whatever is read, or several of these.
         outputs: Each file by its option; `-` is standard output for --json.
 
     Raises:
         MSRNError: The message names the option.
     """
-    read = Path(source).expanduser().resolve()
+    read = set(map(_resolved, [source] if isinstance(source, str | Path) else source))
     given = []
     for option, path in outputs.items():
         if path is None or (str(path) == "-" and option == "--json"):
@@ -77,8 +78,8 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
         if str(path) == "-" or path.is_dir():
             what = "a folder" if path.is_dir() else "standard output, which is for --json"
             raise MSRNError(f"{option} {path} is {what}. Give the name of a file.")
-        given.append(path.expanduser().resolve())
-        if given[-1] == read:
+        given.append(_resolved(path))
+        if given[-1] in read:
             raise MSRNError(f"{option} {path} is a part of the data, which would be lost. Choose another name.")
         if given[-1].is_file() and not _is_ours(given[-1], ".json" if option == "--json" else path.suffix):
             raise MSRNError(
@@ -88,6 +89,28 @@ def check_outputs(source: str | Path, **outputs: Path | None) -> None:
         raise MSRNError(f"{' and '.join(outputs)} name the same file. Give each its own.")
     for option, path in outputs.items():
         check_can_write(option, path)
+
+
+def check_apart(option: str, path: Path | None, results: Iterable[str | Path]) -> None:
+    """Refuse a file that would replace something that the same command writes, or lie in a folder that it writes.
+
+    Raises:
+        MSRNError: The message names the option.
+    """
+    if path is None or str(path) == "-":
+        return
+    for result in results:
+        if _resolved(path).is_relative_to(_resolved(result)):
+            raise MSRNError(
+                f"{option} {path} would take the place of {result}, which is written too. Choose another name."
+            )
+
+
+def _resolved(path: str | Path) -> Path:
+    """Where a path leads, with the user's own `~/`, or an address of this machine; other addresses lead nowhere here."""
+    text = str(path).removeprefix("file://")
+    own = Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)
+    return Path(os.path.realpath(own))
 
 
 def check_outside(bundle: Path, **outputs: Path | None) -> None:
@@ -116,14 +139,16 @@ def _is_ours(path: Path, suffix: str) -> bool:
     with path.open("rb") as file:
         start = file.read(512)
     marks = {
-        ".json": rb'(\[\s*)?\{\s*"(source|labels|vectors|recipe|bundle|path)"',
+        ".json": rb'(\[\s*)?\{\s*"(source|labels|vectors|recipe|bundle|path|out)"',
         ".html": rb'(?s)<!doctype html.*<meta name="generator" content="msrn">',
         ".svg": rb"<svg|<\?xml",
     }
+    if start == b"":  # as `mktemp` makes it
+        return True
     if suffix.lower() in marks:
         return re.match(marks[suffix.lower()], start) is not None
     words = {".png": b"Matplotlib", ".safetensors": b'"vectors"'}
-    return start == b"" or words.get(suffix.lower(), b"\0" * 513) in start
+    return words.get(suffix.lower(), b"\0" * 513) in start
 
 
 def tell_undrawable(console: Console, names: Iterable[str]) -> None:

@@ -112,7 +112,7 @@ def predict(
     Without --threshold and --top, those above the bundle's own thresholds. An image that cannot be read is reported, the rest go
     on; without --out the exit code is then 1.
     """
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_apart, check_outputs, make_console
     from msrn.data.images import IMAGE_SUFFIXES
     from msrn.errors import MSRNError
     from msrn.predict import load
@@ -131,8 +131,15 @@ def predict(
     alone = [name for name, value in given.items() if value is not None]
     if out is None and alone:
         raise MSRNError(f"{alone[0]} is for writing to a file. Add --out, or leave it out.")
-    if json_file is not None and (json_file.suffix.lower() in IMAGE_SUFFIXES or str(json_file) in sources):
-        raise MSRNError(f"--json {json_file} is an image or a source, which would be lost. Choose another name.")
+    if json_file is not None and json_file.suffix.lower() in IMAGE_SUFFIXES:
+        raise MSRNError(f"--json {json_file} is an image, which would be lost. Choose another name.")
+    if out is not None:
+        if engine == "ray" and device is not None:
+            raise MSRNError(
+                f"--device {device} is for this machine; on Ray every worker has a GPU where the cluster has any. Leave it out."
+            )
+        check_apart("--json", json_file, [f"{out.rstrip('/')}{ending}" for ending in ("", ".parts", ".errors.jsonl")])
+    check_outputs(sources, **{"--json": json_file})
     console = make_console(json_file)
     if out is None:
         _print(
@@ -146,10 +153,9 @@ def predict(
         )
         return
     from msrn.bulk import find_format, tag_images
-    from msrn.files import check_can_write, write_json
+    from msrn.files import write_json
 
     find_format(Path(out), format)
-    check_can_write("--json", json_file)
     predictor = load(bundle, device=device, bf16=bf16)
     with _Progress(console, sources, path_column=path_column, allow_outside=allow_outside) as progress:
         result = tag_images(
