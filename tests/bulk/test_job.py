@@ -217,7 +217,7 @@ def test_a_stopped_job_goes_on(predictor: Predictor, photos: Path, tmp_path: Pat
     assert not (tmp_path / "tags.jsonl.parts").exists()
 
 
-@pytest.mark.parametrize("moment", range(2, 60, 3))
+@pytest.mark.parametrize("moment", range(1, 34, 2))
 def test_an_interrupt_between_any_two_steps_loses_and_doubles_nothing(
     predictor: Predictor, photos: Path, tmp_path: Path, moment: int
 ) -> None:
@@ -242,13 +242,12 @@ def test_an_interrupt_between_any_two_steps_loses_and_doubles_nothing(
     options: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "part_size": 3}
     sys.settrace(count)
     try:
-        tag_images(predictor, [photos], out, **options)
-    except KeyboardInterrupt:
-        sys.settrace(None)
-        assert not out.exists()
-        tag_images(predictor, [photos], out, **options)
+        with pytest.raises(KeyboardInterrupt):
+            tag_images(predictor, [photos], out, **options)
     finally:
         sys.settrace(None)
+    assert not out.exists()
+    tag_images(predictor, [photos], out, **options)
     assert_same(read_jsonl(out), expected_rows(predictor, photos))
 
 

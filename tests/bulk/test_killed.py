@@ -1,6 +1,8 @@
 """`msrn predict --out` killed by SIGKILL again and again: as many rows as images, none twice, the same as without a kill."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,3 +55,45 @@ def test_killed_three_times(bundle_dir: Path, tmp_path: Path) -> None:
     paths = [line.split(",")[0] for line in out.read_text().splitlines()[1:]]
     assert len(paths) == len(set(paths)) == NUM_IMAGES
     assert not parts.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_standard_input_killed_while_it_waits(bundle_dir: Path, tmp_path: Path) -> None:
+    """The process's own standard input, one name of which is not UTF-8; the second time it is given all names from the start."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(12):
+        Image.new("RGB", (30 + number, 40), (number * 20, 0, 90)).save(photos / f"{number:02d}.png")
+    shutil.copy(photos / "03.png", photos / os.fsdecode(b"03-caf\xe9.png"))
+    names = sorted(os.fsencode(path) for path in photos.iterdir())
+    lines = [name + b"\n" for name in names]
+    command = [sys.executable, "-m", "msrn.cli.main", "predict", bundle_dir, "-"]
+    command += ["--batch-size", "2", "--part-size", "2", "--workers", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(out: Path) -> str:
+        done = subprocess.run(
+            [*command, "--out", out], input=b"".join(lines), check=True, env=environment, capture_output=True
+        )
+        return done.stdout.decode()
+
+    whole = tmp_path / "whole.jsonl"
+    assert "13 images tagged" in run(whole)
+    assert [os.fsencode(json.loads(line)["path"]) for line in whole.read_text().splitlines()] == names
+
+    out = tmp_path / "killed.jsonl"
+    with subprocess.Popen(
+        [*command, "--out", out], env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as job:
+        assert job.stdin is not None
+        job.stdin.write(b"".join(lines[:8]))
+        job.stdin.flush()
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed.jsonl.parts").glob("*.jsonl"))) < 3 and job.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        job.kill()
+    assert job.returncode == -signal.SIGKILL  # it was at work
+    assert not out.exists()
+    assert "went on behind" in run(out)
+    assert out.read_bytes() == whole.read_bytes()
