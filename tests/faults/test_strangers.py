@@ -126,7 +126,9 @@ def test_files_that_a_recipe_names(capsys: Any, photos: Path, marker: Path, lost
 
 
 @pytest.mark.fault("code in weights that a library would run")
-@pytest.mark.parametrize("name", ["evil.pth", "evil.bin", "evil.npz", "evil.pt", "evil"])
+@pytest.mark.parametrize(
+    "name", ["evil.pth", "evil.bin", "evil.npz", "evil.pt", "evil", "evil-zip.pth", "evil-nothing.pth"]
+)
 def test_weights_before_timm(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, marker: Path, lost: Lost, name: str
 ) -> None:
@@ -138,7 +140,11 @@ def test_weights_before_timm(
     def unpickle(path: str, *_: Any, **__: Any) -> Any:
         return torch.load(path, weights_only=False)["state_dict"]
 
-    evil_torch(tmp_path / name, marker, zipped=name != "evil.bin")
+    evil_torch(tmp_path / name, marker, zipped=name not in ("evil.bin", "evil-zip.pth", "evil-nothing.pth"))
+    if "-" in name:  # behind it an archive of NumPy's, or of nothing, which is all that `zipfile` sees
+        with zipfile.ZipFile(tmp_path / name, "a") as archive:
+            if name == "evil-zip.pth":
+                archive.writestr("x.npy", b"")
     unpickle(str(tmp_path / name))
     marker.rmdir()  # so it would run
     monkeypatch.setattr(builder, "load_state_dict", unpickle)

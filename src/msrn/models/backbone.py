@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import pickle
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from msrn.errors import ModelError, is_out_of_memory
 from msrn.models.folding import fold_batch_norms
+from msrn.torch_files import TorchFileError, load_torch_file, zip_members
 
 # What `Backbone` sets itself; `weights` is the one way to a file, so that a bundle's options cannot read another.
 _RESERVED_OPTIONS = (
@@ -180,10 +180,11 @@ def _check_holds_tensors(name: str, path: Path) -> None:
     try:
         # A namespace holds the settings in checkpoints of timm's own training.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            torch.load(path, map_location="meta", weights_only=True)
+            load_torch_file(path, map_location="meta")
     except Exception as error:  # PyTorch has no base class of its errors
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        cause = "it is no file of tensors only, and nothing in it was run." if is_pickle else _first_line(error)
+        cause = f"{error}." if isinstance(error, TorchFileError) else _first_line(error)
+        if isinstance(error, pickle.UnpicklingError):
+            cause = "it is no file of tensors only, and nothing in it was run."
         raise ModelError(
             f"{path} does not hold weights of '{name}' in timm's names: {cause} "
             "Give the weights of this backbone, or name the backbone they belong to."
@@ -191,11 +192,8 @@ def _check_holds_tensors(name: str, path: Path) -> None:
 
 
 def _is_numpy_archive(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(member.endswith(".npy") for member in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
+    names = [member.filename for member in zip_members(path)]
+    return bool(names) and all(name.endswith(".npy") for name in names)
 
 
 def _weights_error(name: str, options: dict[str, Any], error: Exception) -> ModelError:

@@ -15,6 +15,7 @@ from msrn.errors import PublishedFileError
 from msrn.labels import LabelGraph
 from msrn.models.builders import PUBLISHED, build_model
 from msrn.models.msrn import MSRN
+from msrn.torch_files import TorchFileError, load_torch_file
 
 # The authors' name -> ours, for everything behind the backbone ("resnet_101." becomes "backbone.model.").
 _NAMES = {
@@ -186,7 +187,7 @@ def read_published_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(ignored), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, encoding="latin-1")
+            content = load_torch_file(path, map_location="cpu", encoding="latin-1")
     except OSError as error:
         raise PublishedFileError(f"{path} cannot be read: {error.strerror or error}. Give a readable file.") from None
     except Exception as error:  # a damaged file can fail in any way
@@ -196,8 +197,9 @@ def read_published_checkpoint(path: str | Path) -> dict[str, Tensor]:
                 f"{path} asks for {refused[1][:80]}. A checkpoint holds tensors and numbers only; nothing in this file "
                 "was run. Take it from the authors, and do not open this one with torch.load(weights_only=False)."
             ) from None
+        reason = error if isinstance(error, TorchFileError) else type(error).__name__
         raise PublishedFileError(
-            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}). Expected a whole file of "
+            f"{path} is not a checkpoint that can be read safely ({reason}). Expected a whole file of "
             "torch.save with a state_dict; download it again."
         ) from None
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else content

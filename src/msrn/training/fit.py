@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from msrn.data.loader import ImageDataset, ImageLoader
 from msrn.errors import MSRNError, TrainingError, is_out_of_memory
+from msrn.torch_files import TorchFileError, load_torch_file
 from msrn.training.average import AverageWeights, averaged_weights
 from msrn.training.checkpoints import BEST_FILE, LAST_FILE, DirectCheckpointIO, KeepCheckpoints, SeedEveryStep
 from msrn.training.distributed import (
@@ -244,10 +245,11 @@ def read_checkpoint(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, A
         TrainingError: The file is damaged, or holds something else.
     """
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: dict[str, Any] = load_torch_file(path, map_location="cpu", mmap=True)
     except Exception as error:  # a damaged file can fail in any way
+        reason = error if isinstance(error, TorchFileError) else type(error).__name__
         raise TrainingError(
-            f"{path} is damaged ({type(error).__name__}); nothing in it was run. Start the run anew with another --out."
+            f"{path} is damaged ({reason}); nothing in it was run. Start the run anew with another --out."
         ) from None
     if problem := _problem(checkpoint, shapes):
         raise TrainingError(
