@@ -1,16 +1,24 @@
 import contextlib
 import math
+import os
+import tracemalloc
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from msrn.data.images import list_images, read_image
-from msrn.errors import EmptySplitError, SourceNotFoundError, UnreadableImageError
+from msrn.data import LabelledImages
+from msrn.data import images as images_module
+from msrn.data.images import list_images, read_image, to_rgb
+from msrn.data.loader import build_loader
+from msrn.data.transforms import Preprocessing
+from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
 
 
 def corners(image: Image.Image) -> list[int]:
@@ -199,3 +207,88 @@ def test_nothing_to_list(tmp_path: Path) -> None:
         list_images(tmp_path)
     with pytest.raises(EmptySplitError, match="expected at least one image or folder, got none"):
         list_images([])
+
+
+# What runs out
+
+
+@pytest.mark.fault("memory that runs out while an image is decoded")
+def test_memory_that_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: Callable[[Any, Any, str], None]
+) -> None:
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    quadrants().save(tmp_path / "photo.png")
+    expected = read_image(tmp_path / "photo.png").tobytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+        with pytest.raises(UnreadableImageError, match=r"photo\.png: memory ran out while it was decoded\. Shrink it"):
+            read_image(tmp_path / "photo.png")
+    lost([expected], [read_image(tmp_path / "photo.png").tobytes()], "images")
+
+
+@pytest.mark.fault("more open files than a process may have")
+@pytest.mark.parametrize("num_workers", [None, 0, 1])
+def test_too_many_open_files(tmp_path: Path, lost: Callable[[Any, Any, str], None], num_workers: int | None) -> None:
+    """No fault of the images: a job stops, in place of listing all others as unreadable."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "photo.png"
+    quadrants().save(path)
+    expected = read_image(path).tobytes()
+    images = LabelledImages((path,), np.zeros((1, 1), dtype=np.int8), ("cat",), "train")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def take_all() -> None:
+        first_free = os.dup(0)
+        os.close(first_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+
+    class Taking(Preprocessing):
+        def __call__(self, image: Image.Image, *, out: Any = None) -> Any:
+            take_all()
+            read_image(path)
+
+    def read() -> None:
+        try:
+            if num_workers is None:
+                take_all()
+                read_image(path)
+            else:
+                next(iter(build_loader(images, Taking((4, 4)), batch_size=1, num_workers=num_workers)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    message = rf"^{path} cannot be read: too many files are open\. Raise the limit"
+    with pytest.raises(MSRNError, match=message) as caught:
+        read()
+    assert type(caught.value) is MSRNError
+    lost([expected], [read_image(path).tobytes()], "images")
+
+
+@pytest.mark.parametrize("kind", [np.uint16, ">u2", np.int32, np.float32])
+def test_conversion_to_8_bits(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    monkeypatch.setattr(images_module, "_NUM_AT_ONCE", 7)
+    rng = np.random.default_rng(0)
+    bounds = (-2, 3) if kind is np.float32 else (-(2**31), 2**31) if kind is np.int32 else (0, 2**16)
+    values = rng.uniform(*bounds, (5, 9)).astype(kind)
+    if kind is np.float32:
+        values[0, :3] = np.nan, np.inf, -np.inf
+        values[1:] = (np.arange(36).reshape(4, 9) / 255).astype(kind)
+        expected = (np.nan_to_num(values.astype(np.float64), posinf=1, neginf=0) * 255).clip(0, 255).astype(np.uint8)
+    else:
+        expected = (values.astype(np.float64) // 256).clip(0, 255).astype(np.uint8)
+    found = images_module._to_8_bits(values)
+    assert found.dtype == np.uint8
+    assert found.tolist() == expected.tolist()
+
+
+def test_conversion_takes_little_memory() -> None:
+    image = Image.fromarray(np.full((2000, 3000), 40_000, dtype=np.uint16))
+    tracemalloc.start()
+    try:
+        assert to_rgb(image).getpixel((0, 0)) == (156, 156, 156)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * 2000 * 3000  # with floats of 64 bits it was 24 bytes a pixel and more

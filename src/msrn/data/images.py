@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from msrn.data.packed import PackedImage, open_regular
-from msrn.errors import EmptySplitError, SourceNotFoundError, UnreadableImageError
+from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -29,6 +30,8 @@ _TRANSPOSE_OF_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
+# Pixels that are converted at once, so that what is held beside the image stays small.
+_NUM_AT_ONCE = 1 << 20
 
 
 @cache
@@ -64,7 +67,8 @@ def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | No
             is several times faster, but never below `min_size` (unless the image itself is smaller).
 
     Raises:
-        UnreadableImageError: The file is missing, empty, truncated, too large to be honest, or not an image.
+        UnreadableImageError: The file is missing, empty, truncated, too large to be honest or for the memory, or not an image.
+        MSRNError: This process has too many files open.
     """
     path = path if isinstance(path, PackedImage) else Path(path)
     try:
@@ -83,7 +87,16 @@ def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | No
         raise UnreadableImageError(
             f"{path}: {error}. Shrink the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from error
+    except MemoryError as error:
+        raise UnreadableImageError(
+            f"{path}: memory ran out while it was decoded. Shrink it, leave it out, or let fewer processes read images."
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            # No fault of the image: the next one could not be read either.
+            raise MSRNError(
+                f"{path} cannot be read: too many files are open. Raise the limit (ulimit -n), or let fewer processes read images."
+            ) from error
         raise UnreadableImageError(_describe_damage(path, error)) from error
 
 
@@ -115,13 +128,25 @@ def _orientation(image: Image.Image) -> int:
 def _convert(image: Image.Image) -> Image.Image:
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         # Pillow's own conversion clips these at 255, which turns 16-bit images white.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scaled = values * 255 if image.mode == "F" else values // 256
-        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_8_bits(values: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """The upper 8 of 16 bits, or floats of 0 to 1 as 0 to 255; what is beyond is cut off."""
+    flat, found = values.reshape(-1), np.empty(values.size, dtype=np.uint8)
+    for start in range(0, flat.size, _NUM_AT_ONCE):
+        part = flat[start : start + _NUM_AT_ONCE]
+        if values.dtype.kind == "f":
+            part = np.nan_to_num(part.astype(np.float64), posinf=1, neginf=0)
+            part *= 255
+        else:
+            part = part >> 8  # rounds down, below 0 too
+        found[start : start + _NUM_AT_ONCE] = part.clip(0, 255)
+    return found.reshape(values.shape)
 
 
 def _describe_damage(path: Path | PackedImage, error: Exception) -> str:

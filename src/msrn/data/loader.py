@@ -16,7 +16,7 @@ from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
-from msrn.errors import MSRNError, UnreadableImageError, is_killed_worker
+from msrn.errors import MSRNError, is_killed_worker
 from msrn.processes import leave_stopping_to_the_first, rank_and_world_size
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
@@ -222,7 +222,7 @@ class ImageLoader(DataLoader[Batch]):
 
         Raises:
             UnreadableImageError: An image cannot be read.
-            MSRNError: A worker was killed.
+            MSRNError: A worker was killed, or has too many files open.
         """
         # Looked up now: a generator that is never finished ends when Python has forgotten the names of this module.
         batches = getattr(self.dataset, "batches", None)
@@ -233,9 +233,10 @@ class ImageLoader(DataLoader[Batch]):
         self.num_skipped = 0
         try:
             yield from self._ending_workers()
-        except UnreadableImageError as error:
+        except MSRNError as error:
             # PyTorch puts a worker's whole traceback into the message; ours is its end.
-            raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
         except RuntimeError as error:
             if not is_killed_worker(error):
                 raise
