@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from msrn.data import huggingface, packed
 from msrn.data.huggingface import DatasetImage, HuggingFaceSource
 from msrn.data.images import read_image
 from msrn.data.loader import build_loader
@@ -192,6 +193,20 @@ def test_images_beside_the_data_set(tmp_path: Path) -> None:
     for row, message in [(2, r"no whole image \(row 3 holds no image\)"), (3, "no such file"), (4, "no whole image")]:
         with pytest.raises(UnreadableImageError, match=f"train/{row}: {message}"):
             read_image(paths[row])
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_images_too_large_to_be_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_packed: bool) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(7))
+    image = {"path": "a.jpg", "bytes": jpeg(7) if is_packed else None}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array([image], kind), "label": ["cat"]}), tmp_path / "set.parquet")
+    (path,) = HuggingFaceSource(tmp_path / "set.parquet").read("train").paths
+    assert read_image(path).size == (32, 24)
+    for module in (packed, huggingface):
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", len(jpeg(7)) - 1)
+    with pytest.raises(UnreadableImageError, match=r"train/0: more than 0 MB\. Give a smaller file"):
+        read_image(path)
 
 
 def test_columns_that_are_asked_for(tmp_path: Path) -> None:

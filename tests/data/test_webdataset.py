@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from msrn.data import packed
+from msrn.data.images import read_image
 from msrn.data.loader import build_loader
 from msrn.data.open import open_source
 from msrn.data.packed import TarMember, walk_tar
 from msrn.data.source import LabelledImages, Problem
 from msrn.data.transforms import Preprocessing
 from msrn.data.webdataset import WebDatasetSource
-from msrn.errors import DataError, SourceNotFoundError
+from msrn.errors import DataError, SourceNotFoundError, UnreadableImageError
 
 
 def jpeg(seed: int) -> bytes:
@@ -133,6 +135,33 @@ def test_problems_are_gathered(tmp_path: Path) -> None:
     assert "a.tar/2.json: expected a list of labels, got [{'x': 1}]" in problems[3].message
     with pytest.raises(DataError, match=r"0\.jpg and 0\.png are of one sample"):
         open_source(shard)
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 1200])
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [('{"labels": DEEP}', '["cat"]'), ('{"cat": DEEP}', '{"cat": 1}'), ("DEEP", '["cat"]')],
+)
+def test_labels_too_deep_within_each_other(tmp_path: Path, text: str, other: str, depth: int) -> None:
+    deep = "[" * depth + "1" + "]" * depth
+    files = {"0.jpg": b"", "0.json": text.replace("DEEP", deep), "1.jpg": b"", "1.json": other}
+    shard = write_shard(tmp_path / "a.tar", files)
+    with pytest.raises(DataError, match=r"a\.tar/0\.json: (expected|no JSON)"):
+        open_source(shard)
+    problems: list[Problem] = []
+    assert open_source(shard, problems=problems).label_names == ("cat",)
+    assert [problem.kind for problem in problems] == ["bad value"]
+
+
+@pytest.mark.parametrize("is_placed", [True, False])
+def test_images_too_large_to_be_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_placed: bool) -> None:
+    shard = write_shard(tmp_path / "a.tar", {"0.jpg": jpeg(0)})
+    (entry,) = walk_tar(shard)
+    image = TarMember(shard, "0.jpg", entry.offset, entry.size) if is_placed else TarMember(shard, "0.jpg")
+    assert image.read_bytes() == jpeg(0)
+    monkeypatch.setattr(packed, "MAX_IMAGE_BYTES", entry.size - 1)
+    with pytest.raises(UnreadableImageError, match=r"a\.tar/0\.jpg: more than 0 MB\. Give a smaller file"):
+        read_image(image)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -422,6 +422,48 @@ def test_paths_in_a_data_set(photos: Path, lost: Lost, is_absolute: bool) -> Non
     lost([noise(0).tobytes()], [read_image(image).tobytes()], "images that are allowed")
 
 
+SAVED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    "a relative path": (lambda state, _: [{"filename": "../secret/data.arrow"}], r"names '\.\./secret/data\.arrow'"),
+    "an absolute path": (lambda state, secret: [{"filename": str(secret)}], r"names '/.*data\.arrow'"),
+    "a pipe": (lambda state, _: os.mkfifo(state.parent / "pipe.arrow") or [{"filename": "pipe.arrow"}], "no regular file"),
+    "a device": (
+        lambda state, _: (state.parent / "zero").symlink_to("/dev/zero") or [{"filename": "zero"}],
+        "zero is no regular file",
+    ),
+    "no names": (lambda state, _: 7, r"state\.json is damaged"),
+    "a path as a split": (lambda state, _: None, r"dataset_dict\.json names '\.\./secret'"),
+}  # fmt: skip
+
+
+@pytest.mark.fault("a saved data set that names files elsewhere")
+@pytest.mark.parametrize("what", SAVED)
+def test_saved_data_set(photos: Path, lost: Lost, what: str) -> None:
+    """The library `datasets` opens whatever the JSON files of such a folder name."""
+    datasets = pytest.importorskip("datasets")
+    kind = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = {"image": [str(photos / f"{number}.png") for number in range(2)], "label": ["cat", "dog"]}
+    folder, secret = photos.parent / "set", photos.parent / "secret"
+    for path in (folder, secret):
+        datasets.Dataset.from_dict(rows, features=kind).save_to_disk(path)
+    (arrow,) = secret.glob("*.arrow")
+    arrow.rename(secret / "data.arrow")
+    state = json.loads((secret / "state.json").read_text())
+    (secret / "state.json").write_text(json.dumps({**state, "_data_files": [{"filename": "data.arrow"}]}))
+    assert open_source(secret).label_names == ("cat", "dog")
+    assert open_source(folder).label_names == ("cat", "dog")
+    before = files_of(secret)
+    change, message = SAVED[what]
+    names = change(folder / "state.json", secret / "data.arrow")
+    if names is None:
+        (folder / "state.json").unlink()
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["../secret"]}))
+    else:
+        (folder / "state.json").write_text(json.dumps({**state, "_data_files": names}))
+    with pytest.raises(DataError, match=rf"set cannot be loaded \(.*{message}.*\)\. Save or download it again"):
+        open_source(folder)
+    lost(before, files_of(secret), "files")
+
+
 @pytest.mark.fault("addresses in a table")
 def test_addresses(capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     """A table makes nobody fetch anything."""

@@ -1,6 +1,9 @@
 """Data sets of the Hugging Face library `datasets`: saved folders, Parquet files that hold images, names on the hub."""
 
+import json
 import os
+import re
+import stat
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,7 +13,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, cell_text, shown
-from msrn.data.packed import PackedImage, open_regular
+from msrn.data.packed import MAX_IMAGE_BYTES, PackedImage, check_image_size, open_regular
 from msrn.data.records import import_parquet
 from msrn.data.source import (
     ALLOW_OUTSIDE,
@@ -25,6 +28,7 @@ from msrn.data.source import (
 )
 from msrn.data.table import LABEL_COLUMNS
 from msrn.errors import DataError, MissingDependencyError, MSRNError, SourceNotFoundError, UnreadableImageError
+from msrn.files import read_bounded
 
 HUB_PREFIX = "hf:"
 """Before the name of a data set on the hub, where a path is expected."""
@@ -32,6 +36,7 @@ HUB_PREFIX = "hf:"
 _LABEL_COLUMNS = (*LABEL_COLUMNS, "objects")
 _LABELS_OF_OBJECTS = ("category", "categories", *LABEL_COLUMNS)
 _NUM_SHOWN = 5
+_MAX_JSON_BYTES = 64_000_000
 
 
 def find_parquet(path: Path) -> list[Path]:
@@ -100,20 +105,23 @@ class DatasetImage(PackedImage):
 
         Raises:
             OSError: The row holds no image, or names a file that cannot be read.
-            UnreadableImageError: The row names a file outside of the data set's folder.
+            UnreadableImageError: The row names a file outside of the data set's folder, or it has more than `MAX_IMAGE_BYTES`.
         """
         (image,) = self.dataset[self.row].values()
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise OSError(f"row {self.row + 1} holds no image")
         if image["bytes"] is not None:
             content: bytes = image["bytes"]
+            check_image_size(self, len(content))
             return content
         folder = self._folder()
         path = Path(folder, image["path"])
         if not self.allow_outside and is_outside(path, folder):
             raise UnreadableImageError(f"{self}: the row names {path}, which lies outside of {folder}. {ALLOW_OUTSIDE}")
         with open_regular(path) as file:
-            return file.read()
+            content = file.read(MAX_IMAGE_BYTES + 1)
+        check_image_size(self, len(content))
+        return content
 
     def _folder(self) -> Path:
         """Where the files of rows that hold only a path lie."""
@@ -374,6 +382,36 @@ def _is_saved(path: Path) -> bool:
     return is_dataset or (path / "dataset_dict.json").is_file()
 
 
+def _check_saved(folder: Path) -> None:
+    """Refuse a saved folder that names files elsewhere, or what would be waited for: `datasets` opens all that it names.
+
+    Raises:
+        OSError: A file is no regular one, too large, or cannot be read.
+        ValueError: One of the JSON files is none, or names something that does not lie beside it.
+    """
+    is_single = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    parts = [folder] if is_single else [folder / name for name in _names_in(folder / "dataset_dict.json", "splits")]
+    for part in parts:
+        read_bounded(part / "dataset_info.json", _MAX_JSON_BYTES)
+        for name in _names_in(part / "state.json", "_data_files", "filename"):
+            if not stat.S_ISREG((part / name).stat().st_mode):
+                raise OSError(f"{name} is no regular file")
+
+
+def _names_in(file: Path, key: str, inner: str | None = None) -> list[str]:
+    """The names in a list of a JSON file, or in objects of such a list."""
+    try:
+        content = json.loads(read_bounded(file, _MAX_JSON_BYTES))
+        names = [entry if inner is None else entry[inner] for entry in content[key]]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise ValueError(f"{file.name} is damaged: {type(error).__name__}") from error
+    # Neither a path nor what `datasets` takes for an address.
+    odd = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"(?!\.\.?$)[^/\\:\0]+", name)]
+    if odd:
+        raise ValueError(f"{file.name} names {str(odd[0])[:80]!r}, which is no name of a file beside it")
+    return names
+
+
 def _load(path: str) -> dict[str, Any]:
     """The data set's splits by the names they have."""
     try:
@@ -389,6 +427,7 @@ def _load(path: str) -> dict[str, Any]:
         if path.startswith(HUB_PREFIX):
             loaded = datasets.load_dataset(path.removeprefix(HUB_PREFIX))
         elif _is_saved(folder):
+            _check_saved(folder)
             loaded = datasets.load_from_disk(str(folder))
         else:
             files: dict[str, list[str]] = {}

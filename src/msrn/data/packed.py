@@ -10,7 +10,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from msrn.errors import DataError
+from msrn.errors import DataError, UnreadableImageError
+
+MAX_IMAGE_BYTES = 200 * 2**20
+"""What an image in an archive, in a column of a table or at an address has at most; it is read whole."""
 
 _BLOCK = 512  # bytes; a tar archive is a row of these and ends with two that are zero
 
@@ -45,6 +48,7 @@ class PackedImage(os.PathLike[str]):
 
         Raises:
             OSError: The archive cannot be read, or no longer holds the image.
+            UnreadableImageError: It has more than `MAX_IMAGE_BYTES`.
         """
 
     @abstractmethod
@@ -72,6 +76,16 @@ class PackedImage(os.PathLike[str]):
 
     def __hash__(self) -> int:
         return hash(os.fspath(self))
+
+
+def check_image_size(image: PackedImage, num_bytes: int) -> None:
+    """Refuse an image that is too large to be read whole.
+
+    Raises:
+        UnreadableImageError: It has more than `MAX_IMAGE_BYTES`.
+    """
+    if num_bytes > MAX_IMAGE_BYTES:
+        raise UnreadableImageError(f"{image}: more than {MAX_IMAGE_BYTES // 2**20} MB. Give a smaller file.")
 
 
 def is_file(path: Path | PackedImage) -> bool:
@@ -110,8 +124,10 @@ class TarMember(PackedImage):
 
         Raises:
             OSError: The archive cannot be read, or is shorter than it was.
+            UnreadableImageError: It has more than `MAX_IMAGE_BYTES`.
         """
         offset, size = self._find()
+        check_image_size(self, size)
         with open_regular(self.archive) as file:
             file.seek(offset)
             content = file.read(size)
