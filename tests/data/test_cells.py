@@ -55,3 +55,15 @@ def test_unknown_beside_a_label_is_no_cell(cell):
 def test_numbers_of_any_length_are_sorted_by_value():
     long = "1" * 5000
     assert sorted_labels([long, "٣", "2", "10", "02", f"0{long}", "0"]) == ("0", "02", "2", "٣", "10", f"0{long}", long)
+
+
+@pytest.mark.parametrize("depth", [2, 400, 990])
+def test_lists_and_objects_deep_within_each_other_are_no_cells(depth: int) -> None:
+    for inner in (lambda value: [value], lambda value: {"a": value}):
+        value: object = "cat"
+        for _ in range(depth):
+            value = inner(value)
+        cell = cell_text(value)
+        assert not is_plain(cell)
+        assert LabelCells([cell]).bad_cells == {cell}
+    assert cell_text([[]]) == list_text(["[]"])

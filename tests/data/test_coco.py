@@ -240,6 +240,14 @@ def test_the_first_problem_raises_where_none_are_gathered(tmp_path: Path) -> Non
         (b'{"images": [\n{]', r"instances_train\.json:2: no JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
+        (b'{"images": [' + b"9" * 5000 + b"]}", r"instances_train\.json cannot be read \(Exceeds the limit"),
+        (
+            b'{"images": ['
+            + b"[" * 900
+            + b"]" * 900
+            + b'], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}',
+            r"instances_train\.json(:| holds| cannot be read) (values too deep|expected id|\()",
+        ),
         (b"[]", "expected lists of images, annotations and categories"),
         (b'{"images": [], "annotations": [], "categories": {}}', "expected lists of images"),
     ],

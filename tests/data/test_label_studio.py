@@ -188,3 +188,43 @@ def test_truncated_export(export: Path) -> None:
     export.write_text(text[:-20])
     with pytest.raises(DataError, match=r"json: no whole JSON \(.*\)\. Export it again"):
         open_source(export)
+
+
+@pytest.mark.parametrize("reference", ["http://[x", "//[x/a.jpg", "https://[::1/a.jpg"])
+def test_addresses_that_are_none(export: Path, reference: str) -> None:
+    write(export, task(1, reference, annotation("cat")))
+    with pytest.raises(DataError, match=r"task 1: .* is no local file\. Download it"):
+        open_source(export)
+
+
+def test_references_that_no_path_has(export: Path) -> None:
+    write(export, task(1, "/" * 200_000, annotation("cat")), task(2, "a.jpg", annotation("cat")))
+    with pytest.raises(
+        DataError, match=r"task 1: expected the image's path, got 200,000 characters, .*: /{77}\.{4} Store"
+    ) as caught:
+        open_source(export)
+    assert len(str(caught.value)) < 500
+    assert len(open_source(export, problems=[]).read("train")) == 1
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 3000])
+def test_choices_too_deep_within_each_other(export: Path, depth: int) -> None:
+    of_min = {"image": "a.jpg", "id": 1, "annotator": 1, "annotation_id": 1}
+    choices = annotation("DEEP")
+    records = [
+        {**of_min, "choice": "DEEP"},
+        {**of_min, "choice": {"choices": {"a": "DEEP"}}},
+        task(1, "a.jpg", choices),
+        {**task(1, "a.jpg", annotation("cat")), "id": "DEEP"},
+    ]
+    deep = "[" * depth + '"cat"' + "]" * depth
+    for record in records:
+        for problems in (None, []):
+            export.write_text(json.dumps([record]).replace('"DEEP"', deep))
+            message = ""
+            try:
+                assert len(open_source(export, problems=problems).read("train")) == 1
+            except DataError as error:
+                message = str(error)
+            if message or depth > 1000:
+                assert f"{export} holds values too deep within each other for an export" in message

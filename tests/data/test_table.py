@@ -470,6 +470,9 @@ def test_keys_of_json_lines_may_come_late_or_never(tmp_path: Path) -> None:
         ('{"path": ["b.jpg"], "labels": "cat"}', r"t\.jsonl:3: expected a path in column 'path', got \['b\.jpg'\]"),
         ('{"labels": "cat"}', r"t\.jsonl:3: the column 'path' is blank"),
         ("[" * 100_000, r"t\.jsonl:3: no JSON"),
+        (f'{{"path": "b.jpg", "labels": {"[" * 300}1{"]" * 300}}}', r"t\.jsonl:3: expected labels such as .* got \[\["),
+        (f'{{"path": "b.jpg", "labels": {"[" * 900}1{"]" * 900}}}', r"t\.jsonl:3: (expected labels such as|no JSON)"),
+        (f'{{"path": "b.jpg", "labels": {"[" * 1200}1{"]" * 1200}}}', r"t\.jsonl:3: (expected labels such as|no JSON)"),
     ],
 )
 def test_bad_lines_of_json(tmp_path: Path, line: str, message: str) -> None:

@@ -52,7 +52,7 @@ def fuzz(name: str, runs: int, result: Path) -> None:
             subprocess.run(["rm", "-rf", folder], check=False)
             os._exit(0)
 
-    options = ["-max_len=4096", "-timeout=60", "-rss_limit_mb=6000", "-verbosity=0", "-print_final_stats=0"]
+    options = ["-max_len=8192", "-timeout=60", "-rss_limit_mb=6000", "-verbosity=0", "-print_final_stats=0"]
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(corpus)], one)
     atheris.Fuzz()
 

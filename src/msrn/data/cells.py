@@ -63,10 +63,10 @@ def cell_text(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, list):
-        items = list(map(cell_text, value))
-        if any(item.startswith((_NO_CELL, _LIST)) for item in items):
+        if any(isinstance(item, dict) or (isinstance(item, list) and item) for item in value):
             return no_cell(value)
-        return list_text(items)
+        items = list(map(cell_text, value))
+        return no_cell(value) if any(item.startswith((_NO_CELL, _LIST)) for item in items) else list_text(items)
     if isinstance(value, dict):
         return no_cell(value)
     return str(value)
@@ -79,7 +79,10 @@ def list_text(labels: Iterable[str]) -> str:
 
 def no_cell(value: object) -> str:
     """The text of a value that is nothing a cell can hold."""
-    return f"{_NO_CELL}{value}"
+    try:
+        return f"{_NO_CELL}{value}"
+    except RecursionError:  # of values within each other, hundreds deep
+        return f"{_NO_CELL}a {type(value).__name__} of values too deep to show"
 
 
 def is_unknown(cell: str) -> bool:

@@ -112,9 +112,14 @@ class COCOSource(Source):
         self.splits = tuple(split for split in SPLITS if split in self._files)
         self.label_names: tuple[str, ...] = ()
         self._keep_unannotated = keep_unannotated
-        self._read_files: dict[str, tuple[list[str], np.ndarray]] = {
-            split: self._read_file(split, self._files[split]) for split in self.splits
-        }
+        self._read_files: dict[str, tuple[list[str], np.ndarray]] = {}
+        for split in self.splits:
+            try:
+                self._read_files[split] = self._read_file(split, self._files[split])
+            except RecursionError as error:  # a message would show hundreds of lists within each other
+                raise DataError(
+                    f"{self._files[split]} holds values too deep within each other for MS-COCO. Write the file again."
+                ) from error
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -246,7 +251,7 @@ def _load(file: Path) -> dict[str, Any]:
             content = json.load(stream, object_pairs_hook=_keep_needed)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno}: no JSON ({error.msg}). Unpack or write the file again.") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, or a number of thousands of digits
         raise DataError(f"{file} cannot be read ({error}). Unpack or write the file again.") from error
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):

@@ -22,6 +22,7 @@ _CHOICE_KEYS = ("choice", "choices")  # what Label Studio's templates call the f
 _NUM_LOOKED_AT = 8192  # characters
 _LOOKS_EXPORTED = re.compile(r'\s*\[\s*\{.*"(?:annotations|annotation_id|annotator)"\s*:', re.DOTALL)
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
+_MAX_REFERENCE = 4096  # characters; no system has longer paths
 
 
 def find_export(path: Path) -> Path | None:
@@ -94,11 +95,16 @@ class LabelStudioSource(Source):
         self._file = file
         self.root = file.parent
         self._files_below: dict[str, list[Path]] | None = None
-        records = self._read_records()
-        is_min = all("data" not in record for record in records)
-        tasks = self._tasks_of_min(records, from_name) if is_min else self._tasks(records, from_name)
         self._by_split: dict[str, list[tuple[Path, _Task]]] = {}
-        self._place(tasks, path_column)
+        try:
+            records = self._read_records()
+            is_min = all("data" not in record for record in records)
+            tasks = self._tasks_of_min(records, from_name) if is_min else self._tasks(records, from_name)
+            self._place(tasks, path_column)
+        except RecursionError as error:
+            raise DataError(
+                f"{file} holds values too deep within each other for an export. Export it again."
+            ) from error
         self.splits = tuple(split for split in SPLITS if split in self._by_split)
 
         placed = [task for of_split in self._by_split.values() for _, task in of_split]
@@ -127,7 +133,7 @@ class LabelStudioSource(Source):
     def _read_records(self) -> list[dict[str, Any]]:
         try:
             records = json.loads(self._file.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{self._file}: no whole JSON ({error}). Export it again.") from error
         except OSError as error:
             raise DataError(f"{self._file}: {error.strerror}. Check the file and its permissions.") from error
@@ -187,6 +193,13 @@ class LabelStudioSource(Source):
                 )
                 self._report("blank path", message, file=self._file)
                 continue
+            if len(reference) > _MAX_REFERENCE:
+                message = (
+                    f"{self._file}: {task.name}: expected the image's path, got {len(reference):,} characters, which no path has: "
+                    f"{shown(reference)}. Store the images as files, and export their paths."
+                )
+                self._report("bad value", message, file=self._file)
+                continue
             image = self._find_image(reference)
             if image is None:
                 message = (
@@ -211,8 +224,11 @@ class LabelStudioSource(Source):
                 self._by_split.setdefault(split, []).append((image, task))
 
     def _find_image(self, reference: str) -> Path | None:
-        """The file that a reference means, there or not; None for an address on the web."""
-        url = urlsplit(reference)
+        """The file that a reference means, there or not; None for an address on the web, or what only begins as one."""
+        try:
+            url = urlsplit(reference)
+        except ValueError:  # an address that is none
+            return None
         is_upload = url.path.startswith("/data/upload/")
         local = parse_qs(url.query).get("d", [""])[0] if url.path.startswith("/data/local-files") else ""
         if len(url.scheme) > 1 and not (is_upload or local):  # one letter is a drive

@@ -127,7 +127,7 @@ def verify_split(table: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{sidecar}: {error.strerror}. It is written beside the table by msrn data split; bring it along, or split again."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{sidecar} is not what msrn data split writes ({error}). Split again.") from error
     if not table.is_file():
         raise DataError(f"{table} does not exist. Pass the table that {sidecar.name} belongs to.")

@@ -92,7 +92,7 @@ def read_graph(path: str | Path) -> CountedGraph:
     values = _load(path)
     try:
         return _parse(values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not a label graph: {str(error).rstrip('.')}. Make it anew with msrn labels graph DATA --json FILE."
         ) from None
