@@ -498,6 +498,56 @@ def test_damaged_decisions_are_named(
         load_bundle(path)
 
 
+# What strangers write of the training
+
+
+DEEP = "[" * 480 + "1" + "]" * 480
+TRAININGS: dict[str, str] = {
+    "no epoch": '{"best_epoch": null}',
+    "an epoch in words": '{"best_epoch": "the third"}',
+    "no recipe": '{"recipe": null}',
+    "a recipe in words": '{"recipe": "voc2007"}',
+    "halves of letters": '{"recipe_name": "\\ud800", "\\udfff": 1}',
+    "lists within lists": f'{{"x": {DEEP}}}',
+    "objects within objects": '{"x": ' + '{"a": ' * 480 + "1" + "}" * 481,
+}
+
+
+@pytest.mark.fault("a bundle that tells odd things of its training")
+@pytest.mark.parametrize("what", TRAININGS)
+def test_odd_words_of_the_training(path: Path, lost: Callable[[Any, Any, str], None], what: str) -> None:
+    """Thresholds are saved and taken off, or the bundle stays as it was."""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "training": "ODD"}).replace('"ODD"', TRAININGS[what]))
+    loaded = load_bundle(path)
+    steps: list[Callable[[], object]] = [
+        lambda: save_decisions(replace(loaded, **DECIDED), path),
+        lambda: reset_decisions(path),
+        lambda: save_bundle(replace(loaded, **DECIDED), path),
+    ]
+    for step in steps:
+        before = {name: (path / name).read_bytes() for name in FILES}
+        message = ""
+        try:
+            step()
+        except BundleError as error:
+            message = str(error)
+        assert load_bundle(path).training == loaded.training
+        if message:
+            assert "within" in what
+            assert f"{path / 'config.json'} holds values too deep within each other" in message
+            assert {name: (path / name).read_bytes() for name in FILES} == before
+    lost(FILES, [file.name for file in path.iterdir()], "files")
+
+
+def test_thresholds_are_not_taken_off_a_bundle_that_is_damaged_elsewhere(path: Path) -> None:
+    edit(path, lambda config: config.update(preprocessing={}))
+    before = {name: (path / name).read_bytes() for name in FILES}
+    with pytest.raises(BundleError, match=r"config\.json: preprocessing has other keys than expected"):
+        reset_decisions(path)
+    assert {name: (path / name).read_bytes() for name in FILES} == before
+
+
 # What a configuration asks for
 
 
@@ -564,5 +614,11 @@ def test_what_is_no_regular_file(path: Path, lost: Callable[[Any, Any, str], Non
         (path / name).unlink()
         make_it(path / name)
         with pytest.raises(BundleError, match="it is no regular file"):
+            load_bundle(path)
+    if name == "config.json":
+        (path / name).unlink()
+        (path / name).touch()
+        os.truncate(path / name, 64_000_001)
+        with pytest.raises(BundleError, match="it has more than 64,000,000 bytes"):
             load_bundle(path)
     lost(before, [file.name for file in path.iterdir()], "files")

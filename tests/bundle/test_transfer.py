@@ -304,3 +304,10 @@ def test_what_is_neither_here_nor_on_the_hub_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sharing, "download", fail)
     with pytest.raises(BundleError, match=r"runs/bundle is no folder here, and was not found on the .* hub \(Conn"):
         find_bundle("runs/bundle")
+
+
+@pytest.mark.parametrize("training", [{"recipe": None}, {"recipe": "voc2007"}, {"recipe": {"labels": None}}, {}])
+def test_a_bundle_that_tells_no_recipe_has_its_vectors_from_a_file(training: dict[str, Any]) -> None:
+    architecture = ARCHITECTURES["default"]
+    _, _, took = begin(bundle_of(architecture, training=training), architecture)
+    assert took == begin(bundle_of(architecture), architecture)[2]

@@ -137,9 +137,8 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
             share_file(folder / WEIGHTS_FILE)
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise MSRNError(f"{path} cannot be written: {error}. Free some space or give another folder.") from error
-        text = json.dumps(bundle.config(), indent=2, ensure_ascii=False) + "\n"
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-        (folder / CARD_FILE).write_text(model_card(bundle.config()), encoding="utf-8")
+        for name, text in _texts(path, bundle.config()).items():
+            (folder / name).write_text(text, encoding="utf-8")
     return path
 
 
@@ -209,13 +208,14 @@ def reset_decisions(path: str | Path) -> float:
     """Take thresholds and calibration off a bundle folder, also where they are damaged; return the threshold of all labels.
 
     Raises:
-        BundleError: The folder is not a bundle.
+        BundleError: The folder is not a bundle, or its configuration is damaged elsewhere too.
         MSRNError: A file cannot be written.
     """
     path = Path(path)
     config = _read_config(path)
     config = {name: value for name, value in config.items() if name not in ("thresholds", "calibration")}
     config["format_version"] = FORMAT_VERSION
+    _preprocessing(path, config["preprocessing"])  # which the card tells of
     _write_config(path, config)
     return float(config["threshold"])
 
@@ -238,8 +238,23 @@ def save_decisions(bundle: Bundle, path: str | Path) -> None:
 
 
 def _write_config(path: Path, config: dict[str, Any]) -> None:
-    write_text(path / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    write_text(path / CARD_FILE, model_card(config))
+    for name, text in _texts(path, config).items():  # both are there before either is written
+        write_text(path / name, text)
+
+
+def _texts(path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """What a bundle's configuration and card hold, by the file's name.
+
+    Raises:
+        BundleError: A stranger wrote values into it that lie too deep within each other.
+    """
+    try:
+        text, card = json.dumps(config, indent=2, ensure_ascii=False), model_card(config)
+        if not is_utf8(text):  # halves of letters, which JSON can write otherwise
+            text = json.dumps(config, indent=2)
+    except RecursionError:
+        raise BundleError(f"{path / CONFIG_FILE} holds values too deep within each other. Mend it there.") from None
+    return {CONFIG_FILE: f"{text}\n", CARD_FILE: card.encode("utf-8", "replace").decode()}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ def model_card(config: dict[str, Any]) -> str:
     """Markdown for a bundle's README.md, from its configuration."""
     architecture, training = config["architecture"], config.get("training", {})
     labels, size = config["labels"], config["preprocessing"]["size"]
-    head = _HEADS.get(architecture.get("name"), f"{architecture.get('pooling')}-pooled head")
+    head = _HEADS.get(str(architecture.get("name")), f"{architecture.get('pooling')}-pooled head")
     lines = [
         "---",
         "library_name: msrn",
@@ -34,9 +34,11 @@ def model_card(config: dict[str, Any]) -> str:
     ]
     if training:
         lines += ["## Training", ""]
-        # People count epochs from 1.
+        # People count epochs from 1; strangers may have written anything.
         facts = {
-            name: value + 1 if name == "best_epoch" else value for name, value in training.items() if name != "recipe"
+            name: value + 1 if name == "best_epoch" and isinstance(value, int) else value
+            for name, value in training.items()
+            if name != "recipe"
         }
         lines += [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in facts.items()]
         lines += ["", "The whole recipe is in `config.json`.", ""]

@@ -230,7 +230,8 @@ def _sizes(
 
 def _has_given_vectors(bundle: Bundle) -> bool:
     """Whether the bundle's vectors come from a file, as they do in published models, which have no recipe of ours."""
-    labels = bundle.training.get("recipe", {}).get("labels")
+    recipe = bundle.training.get("recipe")
+    labels = recipe.get("labels") if isinstance(recipe, dict) else None
     return not isinstance(labels, dict) or labels.get("vectors") is not None
 
 
