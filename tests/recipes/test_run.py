@@ -249,6 +249,50 @@ def test_resuming_a_finished_run_changes_nothing(finished: Any, data: Path, monk
     assert files_of(result.run_dir) == before
 
 
+@pytest.mark.fault("two runs in one folder")
+@pytest.mark.parametrize("moment", [3, 24 + 8 + 3], ids=["first epoch", "second epoch"])
+def test_a_second_run_keeps_out_of_the_folder(
+    finished: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: Any, moment: int
+) -> None:
+    run_dir = tmp_path / "run"
+    refused: list[str] = []
+    reads = 0
+
+    def read(path: Path, **options: Any) -> Image.Image:
+        nonlocal reads
+        reads += 1
+        if reads == moment:
+            (run_dir / ".metrics.csv.abcdefgh").touch()  # what the first run is just writing
+            for resume in (False, True):
+                before = files_of(run_dir)
+                with pytest.raises(TrainingError) as caught:
+                    train_recipe(make_recipe(data), run_dir, resume=resume)
+                refused.append(str(caught.value))
+                assert files_of(run_dir) == before
+            (run_dir / ".metrics.csv.abcdefgh").unlink()
+        return read_image(path, **options)
+
+    monkeypatch.setattr(msrn.data.loader, "read_image", read)
+    train_recipe(make_recipe(data), run_dir)
+    assert "is not empty" in refused[0]
+    assert f"another process trains in {run_dir}. Wait until it has ended" in refused[1]
+    weights, expected = (
+        load_file(folder / "bundle" / "model.safetensors") for folder in (run_dir, finished[0].run_dir)
+    )
+    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+    assert not (run_dir / ".lock").exists()
+    lost(list(files_of(finished[0].run_dir)), list(files_of(run_dir)), "files of the run")
+
+
+def test_what_a_killed_run_leaves_before_it_has_begun_is_no_run(finished: Any, data: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in (".lock", ".recipe.yaml.abcdefgh"):
+        (run_dir / name).touch()
+    train_recipe(make_recipe(data), run_dir)
+    assert files_of(finished[0].run_dir).keys() == files_of(run_dir).keys()
+
+
 class StoppedError(Exception):
     """What stops a run in these tests."""
 

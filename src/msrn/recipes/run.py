@@ -1,19 +1,22 @@
 """Carry out a recipe: data, label graph, model, training, bundle, and the one look at the test split."""
 
+import errno
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from msrn.bundle import Bundle, save_bundle
 from msrn.bundle.bundle import CONFIG_FILE
 from msrn.data.split import relative_names
 from msrn.data.transforms import Preprocessing
-from msrn.errors import DataError, RecipeError, TrainingError
+from msrn.errors import DataError, MSRNError, RecipeError, TrainingError
 from msrn.files import remove_leftovers, write_json, write_text
 from msrn.models import count_parameters
 from msrn.predict import Predictor, evaluate, evaluation_protocol
@@ -36,6 +39,9 @@ TENSORBOARD_DIR = "tensorboard"
 CHECKPOINT_DIR = "checkpoints"
 BUNDLE_DIR = "bundle"
 TEST_FILE = "test.json"
+_LOCK_FILE = ".lock"  # only while a run is at work
+# Written to a temporary name first, which a run that is killed leaves.
+_REPLACED = (RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE, BUNDLE_DIR, TEST_FILE)
 # Beside the splits in SPLITS_FILE: what else a run has to be resumed with.
 _SEMANTICS = "label graph and word vectors"
 
@@ -73,16 +79,24 @@ def train_recipe(
     Where several processes train, only the first writes, prints and looks at the test split; the others return without.
 
     Raises:
-        TrainingError: The folder already holds a run and `resume` is not set, or the other way round, or the loss is not finite.
+        TrainingError: The folder already holds a run and `resume` is not set, or the other way round, or another process trains in
+            it, or the loss is not finite.
         DataError: The data cannot be read.
         ModelError: The model cannot be built.
     """
     run_dir = Path(run_dir)
-    is_first = is_first_process()
-    if is_first:
-        _check_run_dir(recipe, run_dir, resume=resume)
-    else:
-        console = None
+    if not is_first_process():
+        return _begin_or_go_on(recipe, run_dir, None, resume=resume)
+    _check_run_dir(recipe, run_dir, resume=resume)  # what is refused leaves no trace
+    if resume and (finished := _finished_run(run_dir)) is not None:
+        return finished
+    with _alone(run_dir):
+        _check_run_dir(recipe, run_dir, resume=resume)  # another run may have ended here just now
+        remove_leftovers(run_dir, *_REPLACED)
+        return _begin_or_go_on(recipe, run_dir, console, resume=resume)
+
+
+def _begin_or_go_on(recipe: Recipe, run_dir: Path, console: Console | None, *, resume: bool) -> RunResult:
     if resume and (finished := _finished_run(run_dir)) is not None:
         return finished
     splits = read_splits(recipe, console)
@@ -90,14 +104,43 @@ def train_recipe(
         return _train(recipe, splits, run_dir, console)
     except BaseException:
         has_anything = _has_checkpoint(run_dir) or (run_dir / BUNDLE_DIR).exists()  # to resume or to look at
-        if is_first and not has_anything:
+        if is_first_process() and not has_anything:
             for name in (RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE):
                 (run_dir / name).unlink(missing_ok=True)
             for name in (CHECKPOINT_DIR, TENSORBOARD_DIR):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            with suppress(OSError):
-                run_dir.rmdir()
         raise
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keep a second run out of a folder, which is made if it is missing, and removed where nothing came of the run.
+
+    Raises:
+        TrainingError: A run is at work in it.
+        MSRNError: It cannot be written.
+    """
+    lock = FileLock(run_dir / _LOCK_FILE)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(
+            f"another process trains in {run_dir}. Wait until it has ended, or give another folder by --out."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+            raise MSRNError(
+                f"{run_dir} cannot be written: {error.strerror or error}. Free some space or give a path in a folder you own."
+            ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (run_dir / _LOCK_FILE).unlink(missing_ok=True)  # before another can take it
+        lock.release()
+        with suppress(OSError):
+            run_dir.rmdir()
 
 
 def _train(recipe: Recipe, splits: Splits, run_dir: Path, console: Console | None) -> RunResult:
@@ -198,9 +241,8 @@ def _check_same_splits(record: dict[str, dict[str, Any]], run_dir: Path) -> None
 
 def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
     saved = run_dir / RECIPE_FILE
-    remove_leftovers(run_dir, RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE, BUNDLE_DIR, TEST_FILE)
     if not resume:
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        if run_dir.exists() and (not run_dir.is_dir() or not all(map(_is_leftover, run_dir.iterdir()))):
             raise TrainingError(f"{run_dir} is not empty. Go on with it by --resume, or give another folder by --out.")
         return
     if not saved.is_file():
@@ -216,3 +258,8 @@ def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
             f"{run_dir} was started with another recipe (different: {', '.join(changed)}). "
             "Resume with the same recipe and overrides, or start a new run with another --out."
         )
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a killed run can leave this without having begun."""
+    return path.name == _LOCK_FILE or any(path.match(f".{name}.????????") for name in _REPLACED)
