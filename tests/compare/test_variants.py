@@ -87,7 +87,7 @@ def test_own_variants_of_a_file(tmp_path: Path) -> None:
     [
         ("", "holds no variants"),
         ("[a, b]", "holds no variants"),
-        ("a: [", "cannot be read as variants"),
+        ("a: [", "is not YAML: .*line 1"),
         ("msrn: [model.dim=8]", "'msrn' is a variant that comes with msrn"),
         ("a/b: [model.dim=8]", "'a/b' names a file"),
         ("wide: model.dim=8", "'wide' takes a list of key=value"),

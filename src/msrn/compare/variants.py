@@ -127,7 +127,9 @@ def read_variants(path: str | Path) -> list[Variant]:
     """
     try:
         values = safe_yaml(read_yaml_file(Path(path)))
-    except (OSError, ValueError, RecipeError) as error:
+    except RecipeError as error:
+        raise RecipeError(f"{path} is not YAML: {error}. Mend the line it names.") from None
+    except (OSError, ValueError) as error:
         raise RecipeError(
             f"{path} cannot be read as variants: {error}. Give a YAML file of names with lists of key=value."
         ) from None
