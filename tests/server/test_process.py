@@ -7,9 +7,12 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,78 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         assert server.stop(signal.SIGINT) == 0
 
 
+def test_a_worker_told_to_stop_again_answers_what_it_accepted(bundle_dir: Path, tmp_path: Path) -> None:
+    """By its parent, by a system that tells all processes of a service, and by the end of its parent."""
+    described = {
+        "bundles": {"tiny": str(bundle_dir)},
+        "settings": asdict(ServerSettings()),
+        "device": "cpu",
+        "proxies": None,
+        "log_level": "INFO",
+        "num_threads": 1,
+    }
+    part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+    body = part + files(1)[0][1][1] + b"\r\n--x--\r\n"
+    head = (
+        "POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "msrn.server.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            pass_fds=[listener.fileno()],
+        ) as process,
+    ):
+        try:
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(json.dumps({**described, "listener": listener.fileno()}).encode() + b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"ready\n", (tmp_path / "log").read_text()
+            with socket.create_connection(listener.getsockname(), timeout=60) as client:
+                client.sendall(head.encode())
+                assert client.recv(100).startswith(b"HTTP/1.1 100")  # it waits for the body now
+                for _ in range(2):
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(0.3)  # a server looks every 0.1 s whether it is to stop
+                process.stdin.close()
+                time.sleep(0.3)
+                client.sendall(body)
+                answer = b"".join(iter(lambda: client.recv(65536), b""))
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+def test_while_bundles_are_read_nothing_is_answered_sighup_does_nothing_and_sigterm_ends_it(bundle_dir: Path) -> None:
+    command = """
+import time, msrn.server.run
+msrn.server.run.load_predictors = lambda *_: time.sleep(60)
+from msrn.cli.main import main
+main()
+"""
+    options = ["serve", str(bundle_dir), "--port", "0"]
+    with subprocess.Popen([sys.executable, "-c", command, *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            found = re.search(r"http://\S+", process.stdout.readline())
+            assert found
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.get(f"{found.group()}/readyz", timeout=0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 def test_a_killed_worker_comes_back_and_a_reload_is_ended_by_sigterm(bundle_dir: Path, tmp_path: Path) -> None:
     log, bundle = tmp_path / "log", tmp_path / "bundle"
@@ -117,6 +192,16 @@ def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: p
         code, _, error = run(capsys, "serve", bundle_dir, "--port", taken.getsockname()[1])
     assert code == 1
     assert "in use" in error
+
+
+def test_a_second_signal_ends_a_server_at_once_unless_it_is_looked_after(bundle_dir: Path) -> None:
+    predictors = load_predictors({"tiny": str(bundle_dir)}, "cpu")
+    for is_looked_after in (False, True):
+        server = Server(predictors, ServerSettings(), is_looked_after=is_looked_after)
+        server.handle_exit(signal.SIGTERM, None)
+        assert (server.should_exit, server.force_exit) == (True, False)
+        server.handle_exit(signal.SIGTERM, None)
+        assert server.force_exit is not is_looked_after
 
 
 def test_who_asks_is_what_a_proxy_says_only_where_it_is_named(bundle_dir: Path) -> None:

@@ -105,6 +105,28 @@ def test_workers_are_replaced_one_by_one_unless_the_new_one_cannot_serve(
     look_after(tmp_path, listener, check)
 
 
+def test_one_that_died_while_another_was_replaced_is_not_replaced_twice(
+    tmp_path: Path, listener: socket.socket
+) -> None:
+    def started() -> list[int]:
+        return [int(own.stem) for own in tmp_path.glob("*.started")]
+
+    async def check(workers: Workers) -> None:
+        before = ready(tmp_path)
+        (tmp_path / "slow").touch()
+        replacing = asyncio.create_task(workers.replace_all())
+        await until(lambda: len(started()) == 3)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(started()) == 4)  # for one of them; the other has its replacement already
+        (tmp_path / "slow").unlink()
+        await replacing
+        await until(lambda: len(ready(tmp_path) - before) == 2)
+        assert len(started()) == 4
+
+    look_after(tmp_path, listener, check)
+
+
 def test_the_end_does_not_wait_for_a_replacement(tmp_path: Path, listener: socket.socket) -> None:
     async def check(workers: Workers) -> None:
         (tmp_path / "slow").touch()

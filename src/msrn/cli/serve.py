@@ -1,6 +1,10 @@
 """`msrn serve`."""
 
-from typing import Annotated
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -17,6 +21,30 @@ EPILOG = """Examples:
 _LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 
+def _end(number: int, frame: Any) -> NoReturn:
+    os._exit(0)
+
+
+def _go_on(number: int, frame: Any) -> None:
+    pass
+
+
+@contextmanager
+def _signals_before_serving() -> Iterator[None]:
+    """Until the server has handlers of its own, SIGTERM ends the command with 0 and SIGHUP does nothing.
+
+    Nothing was accepted yet, and bundles are only being read. Without a handler SIGHUP would end the command, and SIGTERM not even
+    do so in a container, whose first process ignores it.
+    """
+    before = {number: signal.signal(number, do) for number, do in ((signal.SIGTERM, _end), (signal.SIGHUP, _go_on))}
+    try:
+        yield
+    finally:
+        for number, do in before.items():
+            signal.signal(number, do or signal.SIG_DFL)
+
+
+@_signals_before_serving()
 def serve(
     bundles: Annotated[
         list[str],

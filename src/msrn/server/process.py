@@ -28,6 +28,7 @@ class Server(uvicorn.Server):
         proxies: Addresses, with commas, whose word on who asks is taken; `*` for all.
         load: Reads the predictors anew.
         on_start: Called once requests are answered.
+        is_looked_after: Whether another process looks after this one, and kills it where it has to end at once.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Server(uvicorn.Server):
         proxies: str | None = None,
         load: Callable[[], Mapping[str, Predictor]] | None = None,
         on_start: Callable[["Server"], None] = lambda server: None,
+        is_looked_after: bool = False,
     ) -> None:
         self.app: FastAPI = create_app(predictors, settings, load=load)
         self.on_start = on_start
+        self.is_looked_after = is_looked_after
         super().__init__(
             uvicorn.Config(
                 self.app,
@@ -68,10 +71,14 @@ class Server(uvicorn.Server):
         self.on_start(self)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """The first signal stops after what is under way, a second one now."""
+        """The first signal stops after what is under way; a second one now, but of a worker nothing.
+
+        Workers hear of the end more than once: from their parent, from a system that tells all processes of a service, and
+        by the end of their standard input.
+        """
         LOGGER.info("stopping", extra={"fields": {"signal": signal.Signals(sig).name}})
         self.app.state.is_ready = False
-        self.force_exit = self.should_exit
+        self.force_exit = self.should_exit and not self.is_looked_after
         self.should_exit = True
 
 

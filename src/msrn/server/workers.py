@@ -95,6 +95,8 @@ class Workers:
         for old in list(self._workers):
             if self._stopping.is_set():
                 return
+            if old.has_ended.is_set():  # meanwhile: the one after it has read the new bundles
+                continue
             new = self._start()
             await asyncio.wait([new.is_ready], timeout=_START_SECONDS)
             if not new.is_ready.done() or not new.is_ready.result():
@@ -193,13 +195,14 @@ def serve_by_workers(
 
 def main() -> None:
     """Serve as a worker, as the first line of standard input describes it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the parent, which replaces its workers
     described = json.loads(sys.stdin.readline())
     configure_logs(described["log_level"])
     torch.set_num_threads(described["num_threads"])
     try:
         predictors = load_predictors(described["bundles"], described["device"])
         settings = ServerSettings(**described["settings"])
-        server = Server(predictors, settings, proxies=described["proxies"], on_start=_tell)
+        server = Server(predictors, settings, proxies=described["proxies"], on_start=_tell, is_looked_after=True)
         server.run([socket.socket(fileno=described["listener"])])
     except Exception as error:  # a worker that cannot start says why on one line, and another is started later
         log_failure("the worker cannot serve", error, process=os.getpid())
