@@ -194,6 +194,18 @@ def test_what_it_does_not_start_with(bundle_dir: Path, tmp_path: Path, capsys: p
     assert "in use" in error
 
 
+def test_an_empty_key_is_not_taken_for_none(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, error = run(capsys, "serve", bundle_dir, "--api-key", "")
+    assert code == 1
+    assert "the API key is empty" in error
+    monkeypatch.setenv("MSRN_API_KEY", "")
+    code, _, error = run(capsys, "serve", bundle_dir)
+    assert code == 1
+    assert "unset MSRN_API_KEY" in error
+
+
 def test_a_second_signal_ends_a_server_at_once_unless_it_is_looked_after(bundle_dir: Path) -> None:
     predictors = load_predictors({"tiny": str(bundle_dir)}, "cpu")
     for is_looked_after in (False, True):

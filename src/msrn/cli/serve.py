@@ -115,6 +115,13 @@ def serve(
 
     if log_level not in {"debug", "info", "warning", "error"}:
         raise MSRNError(f"--log-level is debug, info, warning or error, got '{log_level}'.")
+    if api_key == "" or (
+        api_key is None and "MSRN_API_KEY" in os.environ
+    ):  # where it is empty Typer takes it for unset
+        raise MSRNError(
+            "the API key is empty. Give one, such as that of: openssl rand -hex 16. Where anybody may ask, unset MSRN_API_KEY and "
+            "leave --api-key out."
+        )
     settings = ServerSettings(
         max_images=max_images,
         max_image_bytes=int(max_megabytes * 1e6),
@@ -125,7 +132,7 @@ def serve(
         batch_size=batch_size,
         num_streams=streams,
         timeout=timeout,
-        api_key=api_key or None,
+        api_key=api_key,
     )
     if proxy is not None:
         check_proxies(proxy)
