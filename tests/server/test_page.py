@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,13 @@ DESKTOP = {"width": 1280, "height": 900}
 @pytest.fixture(scope="module")
 def server(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with running_server(bundle_dir, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def two_bundles(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running_server(f"pets={bundle_dir}", log, f"scenes={bundle_dir}") as server:
         yield server
 
 
@@ -107,7 +115,9 @@ def test_drop_look_and_download(page: "Page", photos: list[Path]) -> None:
     assert page.locator(".label.kept").count() == 12
     assert "50 looser" in page.locator("#strictness-value").inner_text()
     assert page.locator("#strictness").get_attribute("aria-valuetext") == "50 looser"
+    assert page.locator(".least").first.inner_text() == "from 0 %"
     move_slider(page, 50)
+    assert page.locator(".least").first.inner_text() == "from 50 %"
     first.locator(".label", has_text="dog").click()
     first.get_by_text("Where the network looked for dog").wait_for()
     seen = {pixels(page)}
@@ -199,7 +209,11 @@ def test_by_keyboard_alone(page: "Page", photos: list[Path]) -> None:
     name = page.evaluate("document.activeElement.dataset.label")
     page.keyboard.press("Enter")
     page.get_by_text(f"Where the network looked for {name}").wait_for()
+    for _ in range(2):  # away and back again
+        assert page.evaluate("document.activeElement.dataset.label") == name
+        page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.dataset.label") == name
+    assert page.locator(".stages").is_visible()
     before = pixels(page)
     page.locator(".choices input").first.focus()
     page.keyboard.press("ArrowRight")
@@ -251,6 +265,15 @@ def refuse(route: "Route", status: int, detail: str) -> None:
     route.fulfill(status=status, content_type="application/problem+json", body=json.dumps({"detail": detail}))
 
 
+def hold(page: "Page", held: "list[Route]", count: int) -> None:
+    """Wait until so many requests are held."""
+    for _ in range(500):
+        if len(held) >= count:
+            return
+        page.wait_for_timeout(20)
+    pytest.fail(f"{len(held)} requests came, not {count}")
+
+
 def test_a_busy_server_is_asked_again_and_what_came_too_late_is_not_shown(
     browser: "Browser", server: RunningServer, photos: list[Path]
 ) -> None:
@@ -282,6 +305,13 @@ def test_a_busy_server_is_asked_again_and_what_came_too_late_is_not_shown(
     page.wait_for_timeout(100)
     assert page.locator(".error").is_hidden()
     assert page.locator(".busy").is_hidden()
+    page.locator(".label", has_text="cat").click()
+    hold(page, held, 2)
+    assert page.locator(".stages").is_hidden()  # the map of the other label is gone, also where none comes
+    assert page.locator(".result canvas").evaluate("(canvas) => canvas.width") == 1
+    refuse(held[1], 422, "no map")
+    page.get_by_text("no map").wait_for()
+    assert page.locator(".stages").is_hidden()
     page.close()
 
 
@@ -309,20 +339,91 @@ def test_a_key(browser: "Browser", server: RunningServer) -> None:
     page.close()
 
 
-def test_another_bundle(browser: "Browser", bundle_dir: Path, tmp_path: Path, photos: list[Path]) -> None:
+def test_another_bundle(browser: "Browser", two_bundles: RunningServer, photos: list[Path]) -> None:
     """Photos dropped before a bundle is chosen keep what the other one said; those after it are asked of the chosen one."""
-    with running_server(f"pets={bundle_dir}", tmp_path / "log", f"scenes={bundle_dir}") as server:
-        page = browser.new_page(viewport=DESKTOP)
-        page.goto(server.address)
-        page.wait_for_selector("#graph svg")
-        assert page.locator("#model option").all_text_contents() == ["pets", "scenes"]
-        drop(page, photos[:1])
-        page.locator("#model").select_option("scenes")
-        page.wait_for_function("document.getElementById('model').value === 'scenes'")
-        page.wait_for_selector("#graph svg")
-        drop(page, photos)
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Download JSON").click()
-        said = json.loads(Path(download.value.path()).read_text())
-        assert [own["model"] for own in said] == ["pets", "scenes", "scenes"], said
-        page.close()
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(two_bundles.address)
+    page.wait_for_selector("#graph svg")
+    assert page.locator("#model option").all_text_contents() == ["pets", "scenes"]
+    drop(page, photos[:1])
+    page.locator("#model").select_option("scenes")
+    page.wait_for_function("document.getElementById('model').value === 'scenes'")
+    page.wait_for_selector("#graph svg")
+    drop(page, photos)
+    assert models_of(page) == ["pets", "scenes", "scenes"]
+    page.close()
+
+
+def test_of_two_bundles_chosen_quickly_the_last_stays(
+    browser: "Browser", two_bundles: RunningServer, photos: list[Path]
+) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    held: list[Route] = []
+    page.route(re.compile(r"/v1/model\?model=scenes"), lambda route: held.append(route))
+    page.goto(two_bundles.address)
+    page.wait_for_selector("#graph svg")
+    page.locator("#model").select_option("scenes")
+    hold(page, held, 1)
+    page.locator("#files").set_input_files(photos[0])  # for the one chosen now
+    with page.expect_response(re.compile(r"/v1/labels\?model=pets")):
+        page.locator("#model").select_option("pets")
+    with page.expect_response(re.compile(r"/v1/labels\?model=scenes")):
+        held[0].continue_()
+    page.get_by_text("1 of 1 photos done.").wait_for()
+    assert page.locator("#model").input_value() == "pets"
+    drop(page, photos)
+    assert models_of(page) == ["scenes", "pets", "pets"]
+    page.close()
+
+
+def models_of(page: "Page") -> list[str]:
+    return [own["model"] for own in json.loads(download(page, "Download JSON"))]
+
+
+def test_photos_without_an_answer_are_named_in_downloads_and_not_sent_once_cleared(
+    browser: "Browser", server: RunningServer, photos: list[Path]
+) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    held: list[Route] = []
+    page.route("**/v1/predict", lambda route: held.append(route))
+    page.goto(server.address)
+    page.wait_for_selector("#graph svg")
+    page.locator("#files").set_input_files(photos * 3)
+    hold(page, held, 4)
+    rows = json.loads(download(page, "Download JSON"))
+    assert [(row["error"], row["labels"]) for row in rows] == [("not answered yet", [])] * 6
+    held[0].continue_()
+    page.get_by_text("1 of 6 photos done.").wait_for()
+    rows = json.loads(download(page, "Download JSON"))
+    assert [row["error"] for row in rows] == [None] + ["not answered yet"] * 5
+    hold(page, held, 5)
+    page.get_by_role("button", name="Clear").click()
+    for route in held[1:]:
+        route.continue_()
+    page.wait_for_timeout(500)
+    assert len(held) == 5
+    assert page.locator("#status").inner_text() == ""
+    page.close()
+
+
+def test_what_cannot_be_sent_is_told(page: "Page", tmp_path: Path) -> None:
+    asked: list[str] = []
+    page.on("request", lambda asking: asked.append(asking.url))
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(20_010_000))
+    page.locator("#files").set_input_files(large)
+    page.get_by_text("1 of 1 photos done. 1 failed.").wait_for()
+    told = "The photo has 20.1 MB; this server takes up to 20 MB. Choose a smaller one."
+    assert page.locator(".error").inner_text() == told
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    (folder / "photo.png").touch()
+    place = page.locator("#drop").bounding_box()
+    assert place
+    dragged = {"data": {"items": [], "files": [str(folder)], "dragOperationsMask": 1}, "x": place["x"], "y": place["y"]}
+    mouse = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        mouse.send("Input.dispatchDragEvent", {"type": kind, **dragged})
+    page.get_by_text("Folders are not read: holiday. Choose the photos in them.").wait_for()
+    assert page.locator(".result").count() == 1
+    assert [url for url in asked if "/v1/" in url] == []

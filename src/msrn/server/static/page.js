@@ -11,17 +11,22 @@ const at = (id) => document.getElementById(id);
 const results = [];
 let model = null;
 let graph = null;
-let started = null; // a promise: photos that come while a bundle is being asked about wait for it
+let numStarts = 0;
+let started = null; // the promise of a bundle: photos that come while one is being asked about wait for it
 
 const strictness = () => Number(at("strictness").value);
 const say = (text) => {
   at("status").textContent = text;
 };
 
+// The bundle of this name, which is that of the page unless another was chosen before its answer came; null where there is none.
 async function start(name = null) {
+  const number = (numStarts += 1);
   try {
-    model = await getModel(name);
-    const { labels } = await getLabels(model.name);
+    const found = await getModel(name);
+    const { labels } = await getLabels(found.name);
+    if (number !== numStarts) return found;
+    model = found;
     at("key-form").hidden = true;
     at("model-line").textContent = `${model.num_labels} labels, ${model.architecture.backbone ?? model.architecture.name}`;
     at("model").replaceChildren(...model.models.map((own) => new Option(own, own, false, own === model.name)));
@@ -31,12 +36,17 @@ async function start(name = null) {
       ? "In the middle each label has its own threshold, fitted on validation images."
       : "In the middle each label has the bundle's threshold; none was fitted a label.";
     say("");
+    return found;
   } catch (error) {
+    if (number !== numStarts) return null;
     model = null;
-    if (error.status !== 401) return say(error.message);
-    at("key-form").hidden = false;
-    at("key").focus();
-    say(hasKey() ? "The key is wrong." : error.message);
+    const isLocked = error.status === 401;
+    if (isLocked) {
+      at("key-form").hidden = false;
+      at("key").focus();
+    }
+    say(isLocked && hasKey() ? "The key is wrong." : error.message);
+    return null;
   }
 }
 
@@ -49,14 +59,17 @@ function showGraph(labels) {
   graph = new LabelGraph(at("graph"), at("graph-text"), labels, (name) => graph.show(name));
 }
 
-async function addFiles(files) {
+async function addFiles(files, folders = []) {
   const isPhoto = (file) => file.type.startsWith("image/") || !file.type;
   const photos = [...files].filter(isPhoto);
   const others = [...files].filter((file) => !isPhoto(file)).map((file) => file.name);
-  if (!photos.length) return say("Nothing there is an image. Choose JPEG, PNG, WebP or GIF files.");
-  await started;
-  if (!model) return;
-  const added = photos.map((file) => new Result(file, model.name, model.can_explain, chosen));
+  const left = [];
+  if (others.length) left.push(`No images: ${others.join(", ")}.`);
+  if (folders.length) left.push(`Folders are not read: ${folders.join(", ")}. Choose the photos in them.`);
+  if (!photos.length) return say(folders.length ? left.join(" ") : "Nothing there is an image. Choose JPEG, PNG, WebP or GIF files.");
+  const bundle = await started;
+  if (!bundle) return;
+  const added = photos.map((file) => new Result(file, bundle.name, bundle.can_explain, chosen));
   for (const result of added) {
     results.push(result);
     at("results").append(result.element);
@@ -67,21 +80,37 @@ async function addFiles(files) {
   const waiting = [...added];
   const work = async () => {
     for (let result = waiting.shift(); result; result = waiting.shift()) {
+      if (!results.includes(result)) return; // cleared
       try {
+        checkSize(result.file, bundle.limits.image_bytes);
         result.setLabels((await predict(result.file, result.model)).labels);
         result.show(strictness());
       } catch (error) {
         result.fail(error);
         failed += 1;
       }
+      if (!results.includes(result)) return;
       done += 1;
       const parts = [`${done} of ${added.length} photos done.`];
       if (failed) parts.push(`${failed} failed.`);
-      if (others.length) parts.push(`No images: ${others.join(", ")}.`);
-      say(parts.join(" "));
+      say([...parts, ...left].join(" "));
     }
   };
   await Promise.all(Array.from({ length: AT_A_TIME }, work));
+}
+
+// A photo that the server would refuse is not sent.
+function checkSize(file, most) {
+  const megabytes = (bytes) => `${Math.ceil(bytes / 1e5) / 10} MB`;
+  if (file.size > most) throw new Error(`The photo has ${megabytes(file.size)}; this server takes up to ${megabytes(most)}. Choose a smaller one.`);
+}
+
+// What was dropped or pasted; of a folder the browser makes a file that cannot be read.
+function addFrom({ items, files }) {
+  const entries = [...items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry());
+  const isFolder = (index) => entries[index]?.isDirectory;
+  const folders = [...files].filter((_, index) => isFolder(index)).map((file) => file.name);
+  addFiles([...files].filter((_, index) => !isFolder(index)), folders);
 }
 
 // The graph is that of the bundle chosen now; a photo may have labels of another one.
@@ -106,11 +135,11 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     at("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
-    if (kind === "drop") addFiles(event.dataTransfer.files);
+    if (kind === "drop") addFrom(event.dataTransfer);
   });
 }
 document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) addFiles(event.clipboardData.files);
+  if (event.clipboardData.files.length) addFrom(event.clipboardData);
 });
 at("strictness").addEventListener("input", showStrictness);
 at("csv").addEventListener("click", () => save("labels.csv", "text/csv", toCsv(rows())));

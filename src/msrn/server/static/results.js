@@ -18,7 +18,7 @@ export class Result {
     this.canExplain = canExplain;
     this.onChoose = onChoose;
     this.labels = [];
-    this.error = null;
+    this.error = "not answered yet"; // what a download says of it
     this.chosen = null;
     this.isOpen = false;
     this.explained = new Map();
@@ -51,6 +51,7 @@ export class Result {
   }
 
   setLabels(labels) {
+    this.error = null;
     this.labels = labels;
   }
 
@@ -99,10 +100,14 @@ export class Result {
       tick.style.left = `calc(${100 * least}% - 1px)`;
       track.append(tick);
     }
-    const state = add("quiet", isKept ? ", kept" : ", below its threshold");
+    const words = least <= 1 ? `threshold ${percent(least)}` : "never predicted";
+    const state = add("quiet", `, ${words}, ${isKept ? "kept" : "not kept"}`);
     const value = add("value", percent(label.probability));
+    const shown = add("least", least <= 1 ? `from ${percent(least)}` : "never");
+    shown.setAttribute("aria-hidden", "true"); // which `state` says in words
+    value.append(shown);
     button.append(add("name", label.name), track, value, state);
-    button.title = least <= 1 ? `threshold ${percent(least)}` : "never predicted";
+    button.title = words;
     button.addEventListener("click", () => this.choose(label.name === this.chosen ? null : label.name));
     item.append(button);
     return item;
@@ -112,13 +117,10 @@ export class Result {
     this.chosen = name;
     this.show(this.strictness);
     this.onChoose(this, name);
-    const stages = this.part(".stages");
-    if (!name || !this.canExplain) {
-      this.part(".busy").hidden = true;
-      stages.hidden = true;
-      clear(this.part("canvas"));
-      return;
-    }
+    this.part(".busy").hidden = true;
+    this.part(".stages").hidden = true;
+    clear(this.part("canvas"));
+    if (!name || !this.canExplain) return;
     this.part(".error").hidden = true;
     this.part(".busy").hidden = false;
     try {
@@ -148,7 +150,6 @@ export class Result {
     );
     const first = explained.maps.find((map) => map.stage === before) ?? explained.maps[0];
     draw(this.part("canvas"), first);
-    this.part("canvas").dataset.label = explained.name;
   }
 
   remove() {
