@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tiny_bundle import noise
 
 from msrn.errors import MSRNError
 from msrn.predict import Predictor, load
+from msrn.server import service
 from msrn.server.app import create_app
 from msrn.server.logs import JsonFormatter
 from msrn.server.service import Service
@@ -47,6 +48,46 @@ def png(seed: int = 0) -> bytes:
 
 def files(*data: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
     return [("images", (f"{index}.png", own, "image/png")) for index, own in enumerate(data)]
+
+
+def form(data: bytes) -> bytes:
+    """A body with boundary x."""
+    return b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + data + b"\r\n--x--\r\n"
+
+
+FORM = "multipart/form-data; boundary=x"
+
+
+class Slow:
+    """A predictor whose passes go on when the test says so."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.started, self.go = threading.Event(), threading.Event()
+        self.num_images = 0
+        self.predictor = copy.copy(predictor)
+
+        def probs(images: Any) -> Any:
+            self.num_images += len(images)
+            self.started.set()
+            assert self.go.wait(10)
+            return predictor.probs(images)
+
+        self.predictor.probs = probs  # type: ignore[method-assign]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    pytest.fail("nothing came of it within 10 seconds")
+
+
+def waiting(client: TestClient) -> float:
+    """How many images wait."""
+    found = re.search(r"^msrn_waiting_images (\S+)", client.get("/metrics").text, re.MULTILINE)
+    assert found
+    return float(found.group(1))
 
 
 def problem(answer: Any, status: int) -> dict[str, Any]:
@@ -132,16 +173,167 @@ def test_a_large_request_is_not_read(predictor: Predictor) -> None:
         problem(client.post("/v1/predict", content=chunks(), headers={"content-type": "application/json"}), 413)
 
 
-def test_a_full_queue_and_a_passed_deadline(predictor: Predictor) -> None:
-    with TestClient(create_app({"tiny": predictor}, ServerSettings(max_waiting=2))) as client:
-        answer = client.post("/v1/predict", files=files(*[png()] * 3))
-        problem(answer, 503)
+def test_a_full_queue(predictor: Predictor) -> None:
+    slow = Slow(predictor)
+    settings = ServerSettings(max_images=2, max_waiting=2, num_streams=1, batch_size=1)
+    with TestClient(create_app({"tiny": slow.predictor}, settings)) as client, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.post, "/v1/predict", files=files(png()))
+        assert slow.started.wait(10)
+        second = pool.submit(client.post, "/v1/predict", files=files(png(), png()))
+        wait_until(lambda: waiting(client) == 2)
+        answer = client.post("/v1/predict", files=files(png()))
+        assert "2 images wait" in problem(answer, 503)["detail"]
         assert answer.headers["retry-after"] == "1"
+        slow.go.set()
+        assert {own.result().status_code for own in (first, second)} == {200}
+
+
+def test_a_passed_deadline(predictor: Predictor) -> None:
     with TestClient(create_app({"tiny": predictor}, ServerSettings(timeout=0.0))) as client:
         problem(client.post("/v1/predict", files=files(png())), 504)
-    with TestClient(create_app({"tiny": predictor}, ServerSettings(max_requests_of_client=0))) as client:
-        problem(client.post("/v1/predict", files=files(png())), 429)
+
+
+def test_a_client_has_so_many_requests_at_a_time_and_the_others_are_counted_at_their_address(
+    predictor: Predictor,
+) -> None:
+    slow = Slow(predictor)
+    app = create_app({"tiny": slow.predictor}, ServerSettings(max_requests_of_client=1))
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/v1/predict", files=files(png()))
+        assert slow.started.wait(10)
+        answer = client.post("/v1/predict", files=files(png()))
+        assert "1 requests at a time" in problem(answer, 429)["detail"]
+        assert answer.headers["retry-after"] == "1"
+        problem(client.get("/v1/nothing"), 429)
         assert client.get("/healthz").status_code == 200
+        slow.go.set()
+        assert first.result().status_code == 200
+        assert client.post("/v1/predict", files=files(png())).status_code == 200
+        text = client.get("/metrics").text
+    for path, status, count in (("/v1/predict", 200, 2), ("/v1/predict", 429, 1), ("other", 429, 1)):
+        assert f'msrn_requests_total{{path="{path}",status="{status}"}} {count}.0' in text
+
+
+def test_requests_under_way_have_so_many_bytes_together_until_their_images_are_decoded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, reading, go = Slow(predictor), threading.Event(), threading.Event()
+    decode = service.decode
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        reading.set()
+        assert go.wait(10)
+        return decode(*args, **options)
+
+    monkeypatch.setattr(service, "decode", slowly)
+    body = form(png())
+    most = len(body) * 3 // 2
+    settings = ServerSettings(max_request_bytes=most, max_total_bytes=most, num_streams=1, batch_size=1)
+    with TestClient(create_app({"tiny": slow.predictor}, settings)) as client, ThreadPoolExecutor(2) as pool:
+
+        def ask(content: Any = body) -> Any:
+            return client.post("/v1/predict", content=content, headers={"content-type": FORM})
+
+        first = pool.submit(ask)
+        assert reading.wait(10)
+        for content in (body, iter([body[:100], body[100:]])):  # with a length beforehand and without one
+            answer = ask(content)
+            assert f"{most:,} bytes together" in problem(answer, 503)["detail"]
+            assert answer.headers["retry-after"] == "1"
+        go.set()
+        assert slow.started.wait(10)
+        second = pool.submit(ask)  # the first is decoded now, though not answered yet
+        wait_until(lambda: waiting(client) == 1)
+        slow.go.set()
+        assert [own.result().status_code for own in (first, second)] == [200, 200]
+        assert ask(body[:-10]).status_code == 422
+        assert ask().status_code == 200
+
+
+def test_who_leaves_before_the_answer_is_not_worked_for(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    slow = Slow(predictor)
+    app = create_app({"tiny": slow.predictor}, ServerSettings(num_streams=1, batch_size=1))
+    messages, sent = [{"type": "http.request", "body": form(png()), "more_body": False}], []
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        with app.state.models.use(None) as own:
+            while not len(own.batcher):
+                await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": [(b"content-type", FORM.encode())],
+        "client": ("10.0.0.1", 1),
+    }
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/v1/predict", files=files(png()))
+        assert slow.started.wait(10)
+        assert client.portal is not None
+        client.portal.call(app, scope, receive, send)
+        slow.go.set()
+        assert first.result().status_code == 200
+        assert client.post("/v1/predict", files=files(png())).status_code == 200
+        assert 'path="/v1/predict",status="499"} 1.0' in client.get("/metrics").text
+    assert sent == []
+    assert slow.num_images == 2
+    assert [own for own in caplog.records if own.levelname == "ERROR"] == []
+
+
+def test_it_is_not_ready_before_and_after_it_serves(predictor: Predictor) -> None:
+    app = create_app({"tiny": predictor})
+    client = TestClient(app)  # without its block the app is not started
+    assert client.get("/healthz").status_code == 200
+    problem(client.get("/readyz"), 503)
+    with TestClient(app) as started:
+        assert started.get("/readyz").status_code == 200
+    problem(client.get("/readyz"), 503)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_images": 8, "max_waiting": 7}, "Give --max-waiting 8 or more, or --max-images 7 or less"),
+        ({"max_request_bytes": 5_000_001, "max_total_bytes": 5_000_000}, "Give --max-total-megabytes 6 or more"),
+    ],
+)
+def test_limits_that_would_always_refuse_a_large_request_are_refused(limits: dict[str, int], message: str) -> None:
+    with pytest.raises(MSRNError, match=message):
+        ServerSettings(**limits)  # type: ignore[arg-type]
+
+
+def test_long_text_is_refused_and_not_sent_back(client: TestClient) -> None:
+    image, long = base64.b64encode(png()).decode(), "x" * 1001
+    for answer in (
+        client.post("/v1/explain", json={"images": [image], "labels": [long]}),
+        client.post("/v1/explain", files=files(png()), data={"labels": long}),
+    ):
+        assert "labels.0: String should have at most 1000 characters" in problem(answer, 422)["detail"]
+    for address, options in (
+        ("explain", {"labels": [long[:1000]]}),
+        ("predict", {long: 1}),
+        ("predict", {"top_k": long}),
+    ):
+        answer = client.post(f"/v1/{address}", json={"images": [image], **options})
+        assert len(problem(answer, 422)["detail"]) < 200
+    assert len(problem(client.post(f"/v1/predict?{long}=1", files=files(png())), 422)["detail"]) < 200
+    answer = client.post("/v1/predict", content=b"", headers={"content-type": long})
+    assert len(problem(answer, 415)["detail"]) < 200
+
+
+def test_browsers_ask_whether_the_page_is_still_the_same(client: TestClient) -> None:
+    answer = client.get("/static/page.js")
+    assert answer.headers["cache-control"] == "no-cache"
+    again = client.get("/static/page.js", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
 
 
 def test_a_key(predictor: Predictor) -> None:
@@ -294,8 +486,7 @@ def test_options_in_the_wrong_place_or_twice_are_refused(client: TestClient) -> 
 
 
 def test_a_form_that_was_cut_off_is_told_so(client: TestClient) -> None:
-    whole = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + png() + b"\r\n--x--\r\n"
-    headers = {"content-type": "multipart/form-data; boundary=x"}
+    whole, headers = form(png()), {"content-type": FORM}
     assert client.post("/v1/predict", content=whole, headers=headers).status_code == 200
     assert "cut off" in problem(client.post("/v1/predict", content=whole[:-10], headers=headers), 422)["detail"]
 
@@ -313,36 +504,29 @@ def test_a_slow_pass_is_given_up_and_its_client_may_ask_again(predictor: Predict
             problem(client.post("/v1/predict", files=files(b"no")), 415)
 
 
-def test_images_that_wait_are_counted_as_they_come_and_go(predictor: Predictor) -> None:
-    slow = copy.copy(predictor)
-    started, go = threading.Event(), threading.Event()
+def test_images_that_wait_are_counted_and_those_to_be_explained_wait_as_files(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, decoded = Slow(predictor), []
+    decode = service.decode
 
-    def probs(images: Any) -> Any:
-        started.set()
-        assert go.wait(10)
-        return predictor.probs(images)
+    def watched(*args: Any, **options: Any) -> Any:
+        decoded.append(args)
+        return decode(*args, **options)
 
-    slow.probs = probs  # type: ignore[method-assign]
-    settings = ServerSettings(num_streams=1, batch_size=1)
-
-    def waiting() -> str:
-        found = re.search(r"^msrn_waiting_images (\S+)", client.get("/metrics").text, re.MULTILINE)
-        assert found
-        return found.group(1)
-
-    with TestClient(create_app({"tiny": slow}, settings)) as client, ThreadPoolExecutor(3) as pool:
-        assert waiting() == "0.0"
+    monkeypatch.setattr(service, "decode", watched)
+    app = create_app({"tiny": slow.predictor}, ServerSettings(num_streams=1, batch_size=1))
+    with TestClient(app) as client, ThreadPoolExecutor(3) as pool:
+        assert waiting(client) == 0
         first = pool.submit(client.post, "/v1/predict", files=files(png()))
-        assert started.wait(10)
+        assert slow.started.wait(10)
         others = [pool.submit(client.post, "/v1/explain", files=files(png())) for _ in range(2)]
-        for _ in range(500):
-            if waiting() == "1.0":
-                break
-            time.sleep(0.01)
-        assert waiting() == "1.0"
-        go.set()
+        wait_until(lambda: waiting(client) == 1)
+        assert len(decoded) == 1
+        slow.go.set()
         assert {own.result().status_code for own in (first, *others)} == {200}
-        assert waiting() == "0.0"
+        assert waiting(client) == 0
+        assert len(decoded) == 3
 
 
 def test_head(client: TestClient) -> None:

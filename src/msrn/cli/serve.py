@@ -86,6 +86,15 @@ def serve(
     max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 32,
     max_megabytes: Annotated[float, typer.Option(min=0.001, help="Largest image file.")] = 20,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Most pixels of an image, up to 178.")] = 50,
+    max_total_megabytes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Most megabytes of requests whose images are not decoded yet, of all addresses together; more are answered by "
+            "503. By default room for four of the largest requests.",
+            show_default=False,
+        ),
+    ] = None,
     max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait; more are answered by 503.")] = 256,
     max_requests: Annotated[
         int, typer.Option(min=1, help="Most requests of one address at a time; more are answered by 429.")
@@ -115,17 +124,18 @@ def serve(
 
     if log_level not in {"debug", "info", "warning", "error"}:
         raise MSRNError(f"--log-level is debug, info, warning or error, got '{log_level}'.")
-    if api_key == "" or (
-        api_key is None and "MSRN_API_KEY" in os.environ
-    ):  # where it is empty Typer takes it for unset
+    is_empty = api_key is None and "MSRN_API_KEY" in os.environ  # Typer takes an empty variable for an unset one
+    if api_key == "" or is_empty:
         raise MSRNError(
             "the API key is empty. Give one, such as that of: openssl rand -hex 16. Where anybody may ask, unset MSRN_API_KEY and "
             "leave --api-key out."
         )
+    max_request_bytes = int(max_megabytes * 1.4e6 * min(max_images, 4)) + 1_000_000
     settings = ServerSettings(
         max_images=max_images,
         max_image_bytes=int(max_megabytes * 1e6),
-        max_request_bytes=int(max_megabytes * 1.4e6 * min(max_images, 4)) + 1_000_000,
+        max_request_bytes=max_request_bytes,
+        max_total_bytes=4 * max_request_bytes if max_total_megabytes is None else int(max_total_megabytes * 1e6),
         max_pixels=int(max_megapixels * 1e6),
         max_waiting=max_waiting,
         max_requests_of_client=max_requests,

@@ -221,11 +221,10 @@ class Predictor:
             raise LabelMismatchError("no label was named. Name some, or none at all for the most probable.")
         unknown = [name for name in labels if name not in self.label_names]
         if unknown:
+            shown = unknown[0] if len(unknown[0]) <= 60 else f"{unknown[0][:59]}…"
             close = difflib.get_close_matches(unknown[0], self.label_names, n=1)
             hint = f" Do you mean '{close[0]}'?" if close else ""
-            raise LabelMismatchError(
-                f"the model knows no label '{unknown[0]}'.{hint} It knows {len(self.label_names)}."
-            )
+            raise LabelMismatchError(f"the model knows no label '{shown}'.{hint} It knows {len(self.label_names)}.")
         return [self.label_names.index(name) for name in dict.fromkeys(labels)]
 
     def probs_of_split(

@@ -1,19 +1,25 @@
 """Around every request: an identifier, a log line, counts, and how many one client may have at a time."""
 
+import asyncio
 import logging
 import re
 import secrets
 import time
 from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msrn.server.logs import LOGGER, log_failure
 from msrn.server.metrics import Metrics
 from msrn.server.problems import ProblemError
+
+Result = TypeVar("Result")
 
 _IDENTIFIER = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # The page and everything it loads come from here, and from nowhere else.
@@ -70,7 +76,7 @@ class Access:
                 scope, receive, send_with_headers
             )
         except ClientDisconnect:
-            status = 499  # as nginx counts those who left before they had sent all
+            status = 499  # as nginx counts those who left before they were answered
         except Exception as error:
             log_failure("unforeseen error", error, request=identifier)
             if not has_begun:
@@ -79,6 +85,8 @@ class Access:
             self._under_way[client] -= is_limited
             if not self._under_way[client]:
                 del self._under_way[client]
+            if is_refused:
+                scope["route"] = _route(scope)
             self._note(scope, identifier, status, time.perf_counter() - start)
 
     def _note(self, scope: Scope, identifier: str, status: int, seconds: float) -> None:
@@ -96,6 +104,38 @@ class Access:
         }
         level = logging.DEBUG if path in {"/healthz", "/readyz", "/metrics"} and status < 400 else logging.INFO
         LOGGER.log(level, "request", extra={"fields": fields})
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """What work on a request gives; it is given up where the client leaves meanwhile.
+
+    Args:
+        request: One whose body was read.
+        work: What is done for it.
+
+    Raises:
+        ClientDisconnect: The client has left.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _route(scope: Scope) -> Any:
+    """The route of a request that was not led to it."""
+    return next((own for own in scope["app"].routes if own.matches(scope)[0] is not Match.NONE), None)
 
 
 def _client(scope: Scope) -> str:

@@ -21,9 +21,9 @@ from msrn.explain import Explanation
 from msrn.explain.contributions import grow
 from msrn.predict import Predictor
 from msrn.server import metrics as prometheus
-from msrn.server.access import Access
+from msrn.server.access import Access, unless_left
 from msrn.server.batching import QueueFullError
-from msrn.server.body import FIELD, Upload, read_request
+from msrn.server.body import FIELD, Bodies, Share, Upload, read_request
 from msrn.server.logs import LOGGER, log_failure
 from msrn.server.models import Models
 from msrn.server.problems import MEDIA_TYPE, Problem, ProblemError
@@ -178,8 +178,17 @@ def create_app(
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", _Static(directory=STATIC), name="static")
     return app
+
+
+class _Static(StaticFiles):
+    """Files that belong to this version: browsers ask whether they are still the same, and get others at once."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 class _App(FastAPI):
@@ -211,6 +220,7 @@ def _key(settings: ServerSettings) -> list[Any]:
 
 
 def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[Any]) -> None:
+    bodies = Bodies(settings.max_total_bytes)
     model_name = Query(None, description="A bundle's name; by default the first.")
 
     @app.post(
@@ -223,10 +233,13 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
         openapi_extra=_body(PredictRequest, PredictOptions, {"top_k": 3}),
     )
     async def predict(request: Request) -> PredictResponse:
-        async with _deadline(settings):
-            asked, uploads = await read_request(request, PredictOptions, settings, max_images=settings.max_images)
+        async with _limits(settings, bodies) as share:
+            asked, uploads = await read_request(
+                request, PredictOptions, settings, share, max_images=settings.max_images
+            )
             with models.use(asked.model) as service:
-                tagged = await service.tag([upload.data for upload in uploads])
+                files = [upload.take() for upload in uploads]
+                tagged = await unless_left(request, service.tag(files, share.give_back))
                 return PredictResponse(
                     model=service.name,
                     predictions=[
@@ -244,14 +257,15 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
         openapi_extra=_body(ExplainRequest, ExplainOptions, {"labels": ["dog"]}),
     )
     async def explain(request: Request) -> ExplainResponse:
-        async with _deadline(settings):
-            asked, uploads = await read_request(request, ExplainOptions, settings, max_images=1)
+        async with _limits(settings, bodies) as share:
+            asked, uploads = await read_request(request, ExplainOptions, settings, share, max_images=1)
             with models.use(asked.model) as service:
                 if not service.can_explain:
                     detail = "Its head has no attention to explain. Ask a bundle whose head is MSRN."
                     raise ProblemError(422, "This bundle cannot be explained.", detail)
                 try:
-                    found = await service.explain(uploads[0].data, asked.labels, asked.top_k)
+                    data = uploads[0].data
+                    found = await unless_left(request, service.explain(data, asked.labels, asked.top_k))
                 except LabelMismatchError as error:
                     raise ProblemError(422, "The bundle does not know a label.", str(error)) from None
                 return await asyncio.to_thread(_explained, service.name, found)
@@ -298,11 +312,12 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
 
 
 @asynccontextmanager
-async def _deadline(settings: ServerSettings) -> AsyncIterator[None]:
-    """Refuse in words what the queue refuses, and what takes too long."""
+async def _limits(settings: ServerSettings, bodies: Bodies) -> AsyncIterator[Share]:
+    """Count the bytes of a request; refuse in words what the queue refuses, and what takes too long."""
     try:
         async with asyncio.timeout(settings.timeout):
-            yield
+            with bodies.share() as share:
+                yield share
     except TimeoutError:
         detail = f"There was no answer after {settings.timeout:g} seconds. Send fewer images, or try again later."
         raise ProblemError(504, _TITLES[504], detail) from None

@@ -4,8 +4,8 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message
 
 from msrn.server.images import check_size
-from msrn.server.problems import ProblemError, printable
+from msrn.server.problems import ProblemError, printable, shown
 from msrn.server.settings import ServerSettings
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -26,7 +26,7 @@ _MOST_FIELDS = 64
 _MOST_VALUES = 10_000  # of JSON, besides the images
 
 
-@dataclass(frozen=True)
+@dataclass
 class Upload:
     """An image file of a request.
 
@@ -38,9 +38,66 @@ class Upload:
     data: bytes
     name: str | None = None
 
+    def take(self) -> bytes:
+        """Its bytes, which are not kept here any longer."""
+        data, self.data = self.data, b""
+        return data
+
+
+class Bodies:
+    """How many bytes of requests there are, of all clients together.
+
+    Args:
+        max_bytes: Most of them; requests with more are refused.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """What one request adds, until the block ends."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.give_back()
+
+
+class Share:
+    """The bytes of one request."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._num_bytes = 0
+
+    def check_room(self, num_bytes: int) -> None:
+        """Refuse bytes that cannot be added now.
+
+        Raises:
+            ProblemError: 503, there is no room for them.
+        """
+        if self._bodies.num_bytes + num_bytes > self._bodies.max_bytes:
+            detail = (
+                f"The requests under way may have {self._bodies.max_bytes:,} bytes together. Try again in a moment."
+            )
+            raise ProblemError(503, "The server is busy.", detail, headers={"Retry-After": "1"})
+
+    def take(self, num_bytes: int) -> None:
+        """Add some; raises as `check_room`."""
+        self.check_room(num_bytes)
+        self._bodies.num_bytes += num_bytes
+        self._num_bytes += num_bytes
+
+    def give_back(self) -> None:
+        """Count them no longer."""
+        self._bodies.num_bytes -= self._num_bytes
+        self._num_bytes = 0
+
 
 async def read_request(
-    request: Request, options: type[Options], settings: ServerSettings, *, max_images: int
+    request: Request, options: type[Options], settings: ServerSettings, share: Share, *, max_images: int
 ) -> tuple[Options, list[Upload]]:
     """What a request asks for, and its images.
 
@@ -48,25 +105,27 @@ async def read_request(
         request: A form (multipart) with files in the field `images`, or JSON with files in base64 in the list `images`.
         options: The other fields.
         settings: Limits.
+        share: Counts the bytes.
         max_images: Most images.
 
     Raises:
-        ProblemError: 413 for a large request, 415 for another type of content, 422 for content that is not as described.
+        ProblemError: 413 for a large request, 415 for another type of content, 422 for content that is not as described, 503 where
+            there is no room for it now.
     """
     if request.query_params:
-        names = ", ".join(request.query_params)
+        names = shown(", ".join(request.query_params))
         raise _wrong(
             f"Fields of the form or of the JSON are expected, got {names} in the address. Send them in the body."
         )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    limited = _Limited(request, settings.max_request_bytes)
+    limited = _Limited(request, settings.max_request_bytes, share)
     if kind == "multipart/form-data":
         fields, uploads = await _read_form(limited.request, max_images)
     elif kind == "application/json":
         body = await limited.request.body()
         fields, uploads = await asyncio.to_thread(_read_json, body, settings, max_images)
     else:
-        detail = f"Expected multipart/form-data or application/json, got {kind or 'no content type'}."
+        detail = f"Expected multipart/form-data or application/json, got {shown(kind) or 'no content type'}."
         raise ProblemError(415, "The content type is not served.", detail)
     if not uploads:
         detail = f"Expected image files in '{FIELD}', got none. Send at least one."
@@ -81,26 +140,31 @@ def invalid(error: ValidationError) -> ProblemError:
     """A problem that names the first field that is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the request"
-    return _wrong(f"{where}: {first['msg']}. /openapi.json says what is expected.")
+    return _wrong(f"{shown(where)}: {first['msg']}. /openapi.json says what is expected.")
 
 
 class _Limited:
-    """A request whose body is given up on once it is too large."""
+    """A request whose body is given up on once it is too large, or there is no room for it."""
 
-    def __init__(self, request: Request, max_bytes: int) -> None:
+    def __init__(self, request: Request, max_bytes: int, share: Share) -> None:
         self.max_bytes = max_bytes
+        self.share = share
         self.received = 0
         self._receive = request.receive
         self.request = Request(request.scope, self.receive)
         length = request.headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length) > max_bytes:
-            raise self._error()
+        if length.isascii() and length.isdigit():
+            if int(length) > max_bytes:
+                raise self._error()
+            share.check_room(int(length))
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.received += len(message.get("body", b""))
+        num_bytes = len(message.get("body", b""))
+        self.received += num_bytes
         if self.received > self.max_bytes:
             raise self._error()
+        self.share.take(num_bytes)
         return message
 
     def _error(self) -> ProblemError:
@@ -145,14 +209,14 @@ async def _read_form(request: Request, max_images: int) -> tuple[dict[str, Any],
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name != FIELD:
-                    raise _wrong(f"Expected files in '{FIELD}', got one in '{name}'.")
+                    raise _wrong(f"Expected files in '{FIELD}', got one in '{shown(name)}'.")
                 uploads.append(Upload(await value.read(), printable(value.filename or "") or None))
             elif name == "labels":
                 fields.setdefault(name, []).append(value)
             elif name == FIELD:
                 raise _wrong(f"'{FIELD}' holds text, expected files. Send each with a file name.")
             elif name in fields:
-                raise _wrong(f"'{name}' is there more than once. Send it once.")
+                raise _wrong(f"'{shown(name)}' is there more than once. Send it once.")
             elif value:  # an empty field of a form is one that was not filled in
                 fields[name] = value
     finally:
@@ -194,7 +258,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise _wrong(f"'{name}' is there more than once. Send it once.")
+            raise _wrong(f"'{shown(name)}' is there more than once. Send it once.")
         found[name] = value
     return found
 

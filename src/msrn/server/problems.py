@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 MEDIA_TYPE = "application/problem+json"
+_MOST_SHOWN = 60
 
 
 class Problem(BaseModel):
@@ -49,3 +50,15 @@ def printable(text: str) -> str:
         'café \\ud800'
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(text: str) -> str:
+    """The beginning of what a client sent: an answer says what was wrong with it, and does not send all of it back.
+
+    Example:
+        >>> len(shown("a" * 1000))
+        60
+        >>> shown("dog")
+        'dog'
+    """
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"

@@ -11,6 +11,8 @@ def _example(example: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [example]})
 
 
+_MOST_LETTERS = 1000  # of a label: one that is not known is compared with all that are
+
 Model = Annotated[str | None, Field(description="A bundle's name; by default the first.", examples=[None])]
 
 
@@ -37,7 +39,7 @@ class ExplainOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    labels: list[str] | None = Field(
+    labels: list[Annotated[str, Field(max_length=_MOST_LETTERS)]] | None = Field(
         None,
         min_length=1,
         max_length=16,

@@ -41,7 +41,7 @@ class Tagged:
 
 @dataclass(frozen=True)
 class _Question:
-    image: Image.Image
+    data: bytes
     labels: tuple[str, ...] | None
     top_k: int
 
@@ -129,22 +129,29 @@ class Service:
             for name, group, own in zip(names, groups, neighbours, strict=True)
         ]
 
-    async def tag(self, files: Sequence[bytes]) -> list[Tagged]:
+    async def tag(self, files: list[bytes], on_decoded: Callable[[], None] = lambda: None) -> list[Tagged]:
         """Probabilities of the images of one request.
+
+        Args:
+            files: The image files; emptied once they are decoded, as they are not needed any more.
+            on_decoded: Called then.
 
         Raises:
             QueueFullError: There is no room for them.
             ProblemError: One of them is refused.
         """
-        self.batcher.check_room(self._num_reading + len(files))
-        self._num_reading += len(files)
+        count = len(files)
+        self.batcher.check_room(self._num_reading + count)
+        self._num_reading += count
         loop = asyncio.get_running_loop()
         try:
             prepared = await _all(
                 [loop.run_in_executor(self._readers, self._prepare, data, index) for index, data in enumerate(files)]
             )
         finally:
-            self._num_reading -= len(files)
+            self._num_reading -= count
+        files.clear()
+        on_decoded()
         probs = await self.batcher.submit([tensor for tensor, _, _ in prepared])
         return [Tagged(own, width, height) for own, (_, width, height) in zip(probs, prepared, strict=True)]
 
@@ -156,9 +163,8 @@ class Service:
             ProblemError: It is refused.
             LabelMismatchError: The model does not know a label.
         """
-        self.explainer.check_room()
-        image = await asyncio.get_running_loop().run_in_executor(self._readers, self._decode, data, 0)
-        question = _Question(image, None if labels is None else tuple(labels), top_k)
+        # The file waits, not its pixels, of which there may be a hundred times as many bytes.
+        question = _Question(data, None if labels is None else tuple(labels), top_k)
         return (await self.explainer.submit([question]))[0]
 
     def close(self) -> None:
@@ -177,7 +183,7 @@ class Service:
         return list(self.predictor.probs(torch.stack(list(images))))
 
     def _explain(self, questions: Sequence[_Question]) -> list[Explanation]:
-        return [self.predictor.explain(own.image, own.labels, top_k=own.top_k) for own in questions]
+        return [self.predictor.explain(self._decode(own.data, 0), own.labels, top_k=own.top_k) for own in questions]
 
 
 def share_threads(device: str, num_streams: int | None) -> tuple[int, int]:
