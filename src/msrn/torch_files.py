@@ -12,10 +12,8 @@ from typing import IO, Any
 import torch
 
 _FIRST_MEMBER, _LIST_END, _LIST_END_64, _LOCATOR_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-_SIZE_OF_END, _SIZE_OF_ENDS = (
-    22,
-    98,
-)  # bytes: of the end alone, and with the two that archives of any size have before it
+# Bytes: of the end alone, and with the two that archives of any size have before it.
+_SIZE_OF_END, _SIZE_OF_ENDS = 22, 98
 # Before PyTorch 1.6: a magic number, a version, facts about the system, what was saved, and the keys of its tensors.
 _NUM_PICKLES = 5
 # Codecs that make bytes of bytes, mostly more of them: called again and again they fill any memory.
