@@ -90,6 +90,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def without_traceback(error: MSRNError) -> MSRNError:
+    """An error that a process that reads images has raised, as it was there: PyTorch puts the whole traceback into its message.
+
+    Example:
+        >>> str(without_traceback(MSRNError("Caught in a worker ... MSRNError: too many files are open")))
+        'too many files are open'
+    """
+    kind = type(error)
+    return kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip())
+
+
 def is_killed_worker(error: BaseException) -> bool:
     """Whether an error is PyTorch's word that a process that reads images is gone, which can come at any line of the first one.
 

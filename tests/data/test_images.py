@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from msrn.bulk.reader import read_batches
 from msrn.data import LabelledImages
 from msrn.data import images as images_module
 from msrn.data.images import list_images, read_image, to_rgb
@@ -229,8 +230,10 @@ def test_memory_that_runs_out(
 
 
 @pytest.mark.fault("more open files than a process may have")
-@pytest.mark.parametrize("num_workers", [None, 0, 1])
-def test_too_many_open_files(tmp_path: Path, lost: Callable[[Any, Any, str], None], num_workers: int | None) -> None:
+@pytest.mark.parametrize(("what", "num_workers"), [("one", 0), ("loader", 0), ("loader", 1), ("tagging", 1)])
+def test_too_many_open_files(
+    tmp_path: Path, lost: Callable[[Any, Any, str], None], what: str, num_workers: int
+) -> None:
     """No fault of the images: a job stops, in place of listing all others as unreadable."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "photo.png"
@@ -251,9 +254,11 @@ def test_too_many_open_files(tmp_path: Path, lost: Callable[[Any, Any, str], Non
 
     def read() -> None:
         try:
-            if num_workers is None:
+            if what == "one":
                 take_all()
                 read_image(path)
+            elif what == "tagging":
+                next(read_batches([path], Taking((4, 4)), batch_size=1, num_workers=num_workers))
             else:
                 next(iter(build_loader(images, Taking((4, 4)), batch_size=1, num_workers=num_workers)))
         finally:

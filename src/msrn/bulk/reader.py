@@ -15,7 +15,7 @@ from msrn.bulk.sources import ImageRef
 from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches
 from msrn.data.transforms import Preprocessing
-from msrn.errors import MSRNError, UnreadableImageError, is_killed_worker
+from msrn.errors import MSRNError, UnreadableImageError, is_killed_worker, without_traceback
 from msrn.processes import leave_stopping_to_the_first
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
@@ -100,7 +100,7 @@ def read_batches(
         num_workers: Processes that read; 0 reads in this one.
 
     Raises:
-        MSRNError: A worker was killed.
+        MSRNError: A worker was killed, or has too many files open.
     """
     batches = None
     if num_workers > 0 and multiprocessing.get_start_method() == "fork":
@@ -117,6 +117,8 @@ def read_batches(
     try:
         for images, names, errors in loader:
             yield ReadBatch(images, names, errors)
+    except MSRNError as error:
+        raise without_traceback(error) from None
     except RuntimeError as error:
         if not is_killed_worker(error):
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msrn.data.images import IMAGE_SUFFIXES
-from msrn.data.packed import PackedImage, TarMember, is_file, walk_tar
+from msrn.data.packed import MAX_IMAGE_BYTES, PackedImage, TarMember, is_file, walk_tar
 from msrn.data.records import SUFFIXES, read_records
 from msrn.data.source import is_outside
 from msrn.data.table import PATH_COLUMNS
@@ -24,7 +24,6 @@ from msrn.errors import DataError, EmptySplitError, SourceNotFoundError, Unreada
 STANDARD_INPUT = "-"
 _SCHEMES = ("http://", "https://")
 _TIMEOUT_S = 30.0
-_MAX_BYTES = 200 * 2**20
 
 ImageRef = Path | PackedImage
 
@@ -52,8 +51,8 @@ class RemoteImage(PackedImage):
         """
         fetch = _fetch_from_web if self.address.startswith(_SCHEMES) else _fetch_from_file_system
         content = fetch(self.address)
-        if len(content) > _MAX_BYTES:
-            raise UnreadableImageError(f"{self.address}: more than {_MAX_BYTES // 2**20} MB. Give a smaller file.")
+        if len(content) > MAX_IMAGE_BYTES:
+            raise UnreadableImageError(f"{self.address}: more than {MAX_IMAGE_BYTES // 2**20} MB. Give a smaller file.")
         return content
 
     def is_file(self) -> bool:
@@ -65,7 +64,7 @@ def _fetch_from_web(address: str) -> bytes:
     request = urllib.request.Request(address, headers={"User-Agent": "msrn"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            content: bytes = answer.read(_MAX_BYTES + 1)
+            content: bytes = answer.read(MAX_IMAGE_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
         raise UnreadableImageError(
@@ -84,7 +83,7 @@ def _fetch_from_file_system(address: str) -> bytes:
 
     try:
         with fsspec.open(address, "rb") as file:
-            content: bytes = file.read(_MAX_BYTES + 1)
+            content: bytes = file.read(MAX_IMAGE_BYTES + 1)
     except Exception as error:  # every file system has its own
         raise UnreadableImageError(f"{address}: cannot be read ({error}). Check the address.") from error
     return content

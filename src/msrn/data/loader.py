@@ -16,7 +16,7 @@ from msrn.data.images import read_image
 from msrn.data.shared import SharedBatches, by_value
 from msrn.data.source import LabelledImages
 from msrn.data.transforms import Preprocessing, TrainTransform, Transform
-from msrn.errors import MSRNError, is_killed_worker
+from msrn.errors import MSRNError, is_killed_worker, without_traceback
 from msrn.processes import leave_stopping_to_the_first, rank_and_world_size
 
 # A worker is at most two batches ahead (PyTorch's default), and the one before is in use.
@@ -234,9 +234,7 @@ class ImageLoader(DataLoader[Batch]):
         try:
             yield from self._ending_workers()
         except MSRNError as error:
-            # PyTorch puts a worker's whole traceback into the message; ours is its end.
-            kind = type(error)
-            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
+            raise without_traceback(error) from None
         except RuntimeError as error:
             if not is_killed_worker(error):
                 raise
