@@ -424,7 +424,7 @@ def test_paths_in_a_data_set(photos: Path, lost: Lost, is_absolute: bool) -> Non
 
 SAVED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "a relative path": (lambda state, _: [{"filename": "../secret/data.arrow"}], r"names '\.\./secret/data\.arrow'"),
-    "an absolute path": (lambda state, secret: [{"filename": str(secret)}], r"names '/.*data\.arrow'"),
+    "an absolute path": (lambda state, secret: [{"filename": str(secret)}], r"names '/"),
     "a pipe": (lambda state, _: os.mkfifo(state.parent / "pipe.arrow") or [{"filename": "pipe.arrow"}], "no regular file"),
     "a device": (
         lambda state, _: (state.parent / "zero").symlink_to("/dev/zero") or [{"filename": "zero"}],

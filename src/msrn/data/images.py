@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from msrn.data.packed import PackedImage, open_regular
@@ -135,7 +136,7 @@ def _convert(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(values: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+def _to_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The upper 8 of 16 bits, or floats of 0 to 1 as 0 to 255; what is beyond is cut off."""
     flat, found = values.reshape(-1), np.empty(values.size, dtype=np.uint8)
     for start in range(0, flat.size, _NUM_AT_ONCE):
