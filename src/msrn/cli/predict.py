@@ -94,7 +94,9 @@ def predict(
     ] = None,
     bf16: Annotated[
         bool,
-        typer.Option("--bf16", help="Compute in bfloat16: faster on recent GPUs, probabilities differ by some hundredths."),
+        typer.Option(
+            "--bf16", help="Compute in bfloat16: faster on recent GPUs, probabilities differ by some hundredths."
+        ),
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="With --out: begin an unfinished job anew.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --out that exists.")] = False,
