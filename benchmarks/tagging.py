@@ -67,15 +67,15 @@ def bare_rate(bundle: str, photos: Path, batch_size: int) -> float:
     return len(rates) / sum(1 / rate for rate in rates)
 
 
-def memory_of(group: int) -> int:
-    """Bytes that the processes of a group hold."""
+def memory_of(group: int, kinds: tuple[str, ...] = ("Pss:",)) -> int:
+    """Bytes that the processes of a group hold, by the lines of the kernel's sums that begin so."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.getpgid(int(folder.name)) == group:
                 lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, StopIteration, ProcessLookupError):
+                total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(kinds))
+        except (OSError, ProcessLookupError):
             continue
     return total
 

@@ -10,7 +10,6 @@ their least, median and most are told for each fifth of the images.
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,27 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tagging import make_files
+from tagging import make_files, memory_of
 
 from msrn.files import write_json
 from msrn.machine import machine
 
 NUM_PARTS = 5
-
-
-def held_by(group: int) -> int:
-    """Bytes of their own that the processes of a group hold."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(folder.name)) == group:
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += 1024 * sum(
-                    int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
-                )
-        except (OSError, ProcessLookupError):
-            continue
-    return total
+OWN = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def main() -> None:
@@ -61,7 +46,7 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):
             done = done if last is None else int(json.loads(last.open().readline())["images"])
         if done:  # starting is left out
-            samples.append((done, held_by(job.pid)))
+            samples.append((done, memory_of(job.pid, OWN)))
     rows: list[dict[str, Any]] = []
     for number in range(NUM_PARTS):
         first, behind = (args.count * edge // NUM_PARTS for edge in (number, number + 1))

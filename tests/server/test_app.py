@@ -58,6 +58,18 @@ def form(data: bytes) -> bytes:
 FORM = "multipart/form-data; boundary=x"
 
 
+def posted(kind: str) -> dict[str, Any]:
+    """What a server hands to the app of a request for labels, besides its body."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": [(b"content-type", kind.encode())],
+        "client": ("10.0.0.1", 1),
+    }
+
+
 class Slow:
     """A predictor whose passes go on when the test says so."""
 
@@ -266,19 +278,11 @@ def test_who_leaves_before_the_answer_is_not_worked_for(predictor: Predictor, ca
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/predict",
-        "query_string": b"",
-        "headers": [(b"content-type", FORM.encode())],
-        "client": ("10.0.0.1", 1),
-    }
     with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/v1/predict", files=files(png()))
         assert slow.started.wait(10)
         assert client.portal is not None
-        client.portal.call(app, scope, receive, send)
+        client.portal.call(app, posted(FORM), receive, send)
         slow.go.set()
         assert first.result().status_code == 200
         assert client.post("/v1/predict", files=files(png())).status_code == 200
@@ -422,17 +426,9 @@ def test_who_leaves_while_sending_is_no_error_of_the_server(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/predict",
-        "query_string": b"",
-        "headers": [(b"content-type", kind.encode())],
-        "client": ("10.0.0.1", 1),
-    }
     assert client.portal is not None
     with caplog.at_level("INFO", "msrn.server"):
-        client.portal.call(client.app, scope, receive, send)
+        client.portal.call(client.app, posted(kind), receive, send)
     assert sent == []
     (line,) = caplog.records
     assert (line.levelname, line.fields["status"], line.exc_info) == ("INFO", 499, None)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msrn.data.images import IMAGE_SUFFIXES
-from msrn.data.packed import MAX_IMAGE_BYTES, PackedImage, TarMember, is_file, walk_tar
+from msrn.data.packed import MAX_IMAGE_BYTES, PackedImage, TarMember, check_image_size, is_file, walk_tar
 from msrn.data.records import SUFFIXES, read_records
 from msrn.data.source import is_outside
 from msrn.data.table import PATH_COLUMNS
@@ -51,8 +51,7 @@ class RemoteImage(PackedImage):
         """
         fetch = _fetch_from_web if self.address.startswith(_SCHEMES) else _fetch_from_file_system
         content = fetch(self.address)
-        if len(content) > MAX_IMAGE_BYTES:
-            raise UnreadableImageError(f"{self.address}: more than {MAX_IMAGE_BYTES // 2**20} MB. Give a smaller file.")
+        check_image_size(self, len(content))
         return content
 
     def is_file(self) -> bool:
