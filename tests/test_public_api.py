@@ -39,6 +39,11 @@ def test_importing_msrn_loads_no_heavy_library():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_prediction_loads_none_of_what_only_training_needs():
+    code = "import sys, msrn.server.app; assert not {'torchmetrics', 'lightning', 'matplotlib', 'scipy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_every_error_is_a_public_one():
     import msrn.errors
 

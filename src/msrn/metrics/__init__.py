@@ -1,4 +1,9 @@
-"""Metrics: pure functions, and torchmetrics modules that gather batches around them."""
+"""Metrics: pure functions, and torchmetrics modules that gather batches around them.
+
+Importing the package leaves torchmetrics out, which takes longer to import than PyTorch: the modules bring it in.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import msrn._torchvision  # noqa: F401  (first: torchmetrics imports torchvision)
 from msrn.metrics.bootstrap import Resampled, interval, resample_metrics
@@ -21,8 +26,10 @@ from msrn.metrics.functional import (
     mean_average_precision,
     ranking_loss,
 )
-from msrn.metrics.modules import MeanAveragePrecision, MultilabelMetrics
 from msrn.metrics.thresholds import Objective, Thresholds, fit_thresholds
+
+if TYPE_CHECKING:
+    from msrn.metrics.modules import MeanAveragePrecision, MultilabelMetrics
 
 __all__ = [
     "Calibration",
@@ -51,3 +58,11 @@ __all__ = [
     "reliability",
     "resample_metrics",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("MeanAveragePrecision", "MultilabelMetrics"):
+        raise AttributeError(f"module 'msrn.metrics' has no attribute '{name}'")
+    from msrn.metrics import modules
+
+    return getattr(modules, name)

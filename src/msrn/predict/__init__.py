@@ -1,6 +1,5 @@
 """Prediction and evaluation with a trained model."""
 
-import msrn._torchvision  # noqa: F401  (before torchmetrics, which imports torchvision)
 from msrn.predict.decisions import fit_decisions
 from msrn.predict.evaluate import align_labels, evaluate, read_labelled
 from msrn.predict.predictor import Predictor, load

@@ -9,7 +9,6 @@ import numpy as np
 
 from msrn.data import LabelledImages, open_source
 from msrn.errors import LabelMismatchError
-from msrn.metrics import MultilabelMetrics
 from msrn.predict.predictor import Predictor
 
 
@@ -80,6 +79,8 @@ def evaluate(
     Raises:
         UnreadableImageError: An image of the split cannot be read.
     """
+    from msrn.metrics import MultilabelMetrics  # torchmetrics is slow to import, and prediction needs none
+
     # The first of several processes that have trained evaluates alone: it must not ask the others.
     bundle = predictor.bundle
     fitted = None if bundle.thresholds is None else bundle.label_thresholds
