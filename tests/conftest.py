@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from msrn.labels import LabelGraph
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and so would each process that they send one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LABELS = ("cat", "dog", "boat", "bird", "tree", "cup")

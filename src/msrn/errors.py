@@ -18,6 +18,8 @@ Each message says what was expected, what came and what to do next. The command 
 and exits with 1; it never shows a traceback for these.
 """
 
+import traceback
+
 
 class MSRNError(Exception):
     """Base of every error that msrn raises on purpose.
@@ -102,10 +104,18 @@ def without_traceback(error: MSRNError) -> MSRNError:
 
 
 def is_killed_worker(error: BaseException) -> bool:
-    """Whether an error is PyTorch's word that a process that reads images is gone, which can come at any line of the first one.
+    """Whether an error tells that a process that reads images is gone.
+
+    It is PyTorch's word, which can come at any line of the first process, or a connection that broke while a batch was fetched.
 
     Example:
         >>> is_killed_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
         True
     """
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    # A connection to a place of images is none between processes.
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ConnectionError | EOFError) and any(
+        frame.f_globals.get("__name__", "").startswith("multiprocessing.") for frame in frames
+    )

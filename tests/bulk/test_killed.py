@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from gone import Gone
 from PIL import Image
+
+import msrn.bulk.reader as reader
+from msrn.data.transforms import Preprocessing
+from msrn.errors import MSRNError
 
 NUM_IMAGES = 400
 
@@ -97,3 +102,12 @@ def test_standard_input_killed_while_it_waits(bundle_dir: Path, tmp_path: Path) 
     assert not out.exists()
     assert "went on behind" in run(out)
     assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs processes that share what is patched here")
+def test_a_worker_killed_while_a_batch_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (30, 40)).save(tmp_path / "0.png")
+    monkeypatch.setattr(reader, "_keep", lambda batch: Gone())
+    batches = reader.read_batches([tmp_path / "0.png"], Preprocessing((24, 24)), batch_size=1, num_workers=1)
+    with pytest.raises(MSRNError, match=r"was killed, as systems do where memory runs out\. Lower --workers"):
+        list(batches)

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gone import Gone
 from PIL import Image
 
 import msrn.data.loader
@@ -17,7 +19,7 @@ from msrn.data.cache import DecodedCache
 from msrn.data.images import read_image
 from msrn.data.loader import EpochSampler, ImageDataset, build_loader
 from msrn.data.transforms import Preprocessing, TrainTransform
-from msrn.errors import MSRNError, UnreadableImageError
+from msrn.errors import MSRNError, UnreadableImageError, is_killed_worker
 
 PREPROCESSING = Preprocessing((24, 24))
 
@@ -275,3 +277,17 @@ def test_a_killed_worker_is_said_in_our_words(images):
     os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(MSRNError, match=r"was killed, as systems do where memory runs out\. Lower data\.num_workers"):
         list(iterator)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs processes that share what is patched here")
+def test_a_worker_killed_while_a_batch_is_fetched_is_said_in_our_words(images, monkeypatch):
+    monkeypatch.setattr(msrn.data.loader, "by_value", lambda tensor: Gone())
+    loader = build_loader(images, PREPROCESSING, batch_size=1, num_workers=1)
+    with pytest.raises(MSRNError, match=r"was killed, as systems do where memory runs out\. Lower data\.num_workers"):
+        list(loader)
+
+
+def test_a_lost_connection_to_a_place_of_images_is_no_killed_worker():
+    with pytest.raises(ConnectionError) as lost:
+        raise ConnectionResetError("Connection reset by peer")
+    assert not is_killed_worker(lost.value)

@@ -114,14 +114,17 @@ def read_batches(
         pin_memory=False,
         worker_init_fn=leave_stopping_to_the_first,
     )
+    batches_read: Any = iter(loader)
     try:
-        for images, names, errors in loader:
+        for images, names, errors in batches_read:
             yield ReadBatch(images, names, errors)
     except MSRNError as error:
         raise without_traceback(error) from None
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         if not is_killed_worker(error):
             raise
+        with suppress(RuntimeError):  # PyTorch's word of the same, which may come as late as this
+            batches_read._shutdown_workers()
         raise MSRNError(
             "a process that reads images was killed, as systems do where memory runs out. Lower --workers or --batch-size; the "
             "same command goes on where this one stopped."

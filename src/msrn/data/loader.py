@@ -235,7 +235,7 @@ class ImageLoader(DataLoader[Batch]):
             yield from self._ending_workers()
         except MSRNError as error:
             raise without_traceback(error) from None
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
             if not is_killed_worker(error):
                 raise
             if "Terminated" in str(error):
