@@ -4,12 +4,12 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_line import run
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -48,21 +48,17 @@ def test_the_page_needs_six_commands_or_fewer() -> None:
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the shared COCO photos and MobileNetV2 weights")
-def test_the_commands_lead_from_a_csv_to_labels_of_new_photos(tmp_path: Path) -> None:
+def test_the_commands_lead_from_a_csv_to_labels_of_new_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     write_photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
     shown = {}
     for words in commands():
         # The page's own words; only the weights come from a file, and one epoch is enough to see that it works.
         more = [f"model.weights={WEIGHTS}", "trainer.max_epochs=1"] if words[0] == "train" else []
-        done = subprocess.run(
-            [sys.executable, "-m", "msrn.cli.main", *words, *more],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-        shown[" ".join(words[:2])] = done.stdout
+        code, shown[" ".join(words[:2])], errors = run(capsys, *words, *more)
+        assert code == 0, (words, shown, errors)
     assert "<html" in (tmp_path / "check.html").read_text(encoding="utf-8")
     assert "<svg" in (tmp_path / "graph.svg").read_text(encoding="utf-8")
     assert "read once" in shown["train photos"]

@@ -12,17 +12,22 @@ from msrn.bundle import Bundle, save_bundle
 from msrn.data.transforms import Preprocessing
 from msrn.labels import LabelGraph
 from msrn.metrics.calibration import ScaledLogits
-from msrn.models import build_msrn
+from msrn.models import build_msrn, build_pooled
 
-TINY: dict[str, Any] = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 16, 16]}, "dim": 8}
+BACKBONE: dict[str, Any] = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 16, 16]}}
+TINY: dict[str, Any] = {**BACKBONE, "dim": 8}
 
 
-def save_tiny_bundle(folder: Path) -> Path:
-    """Untrained, with weights and a calibration that make each label likely in about half of all images of noise."""
+def save_tiny_bundle(folder: Path, *, is_pooled: bool = False) -> Path:
+    """Untrained, with weights and a calibration that make each label likely in about half of all images of noise.
+
+    Pooled, it is exported in a quarter of the time.
+    """
     torch.manual_seed(0)
     target = (torch.rand(40, 6) < 0.4).int()
     graph = LabelGraph.from_target(target, ["boat", "car", "cat", "dog", "person", "sun & <sea>"])
-    model = build_msrn(graph, **TINY)
+    architecture = {"name": "pooled", **BACKBONE} if is_pooled else {"name": "msrn", **TINY}
+    model = build_pooled(graph.num_labels, **BACKBONE) if is_pooled else build_msrn(graph, **TINY)
     for name, parameter in model.named_parameters():
         if not name.startswith("label_group"):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -30,7 +35,7 @@ def save_tiny_bundle(folder: Path) -> Path:
     logits = model.eval()(torch.stack([preprocessing(noise(number)) for number in range(40)])).detach().double()
     spread, middle = logits.std(dim=0), logits.mean(dim=0)  # so that each label is there in about half of the images
     calibration = ScaledLogits(tuple((1 / spread).tolist()), tuple((-middle / spread).tolist()), "platt")
-    bundle = Bundle(model, graph, {"name": "msrn", **TINY}, preprocessing, calibration=calibration)
+    bundle = Bundle(model, graph, architecture, preprocessing, calibration=calibration)
     return save_bundle(bundle, folder)
 
 
