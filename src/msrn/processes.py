@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
@@ -42,6 +44,13 @@ def leave_stopping_to_the_first(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
+    sys.excepthook = _show_unless_alone
+
+
+def _show_unless_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing of a connection that broke: the first process, alone at its other end, is gone, and a batch half sent."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_later(number: int, frame: Any) -> None:
