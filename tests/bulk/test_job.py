@@ -374,3 +374,13 @@ def test_problems_are_said_before_the_work(predictor: Predictor, photos: Path, t
         tag_images(predictor, [photos, tmp_path / "empty"], tmp_path / "tags.csv", num_workers=0)
     assert not (tmp_path / "tags.csv.parts").exists()
     assert set(FORMATS) == {"parquet", "csv", "jsonl", "xmp", "label-studio", "fiftyone"}
+
+
+def test_half_a_letter_in_a_name_is_listed_and_the_others_are_answered(
+    predictor: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "list.jsonl"
+    there = next(path for path in sorted(photos.rglob("*.png")))
+    source.write_text('{"path": "\\ud800.jpg"}\n' + json.dumps({"path": str(there)}) + "\n")
+    result = tag_images(predictor, [source], tmp_path / "tags.jsonl", num_workers=0, allow_outside=True)
+    assert (result.num_images, result.num_unreadable) == (1, 1)

@@ -149,3 +149,21 @@ def test_a_member_that_would_lie_outside_of_its_archive_is_refused(tmp_path, nam
         DataError, match=r"evil\.tar: a tar archive with a file '.*outside\.jpg', which would lie outside"
     ):
         list(walk_tar(archive))
+
+
+@pytest.mark.parametrize("size", [-512, -1536])
+def test_a_file_of_less_than_no_bytes_is_damage(tmp_path: Path, size: int) -> None:
+    """Python's tarfile goes back by its size, to read the same for ever."""
+    archive = tmp_path / "shard.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(tarfile.TarInfo("first.png"))
+        odd = tarfile.TarInfo("odd.png")
+        odd.size = size
+        tar.fileobj.write(odd.tobuf(tarfile.GNU_FORMAT))
+        tar.fileobj.write(bytes(1024))
+    with pytest.raises(DataError, match=r"damaged|truncated"):
+        list(walk_tar(archive))
+
+
+def test_a_name_that_no_file_can_have_is_none(tmp_path: Path) -> None:
+    assert not TarMember(tmp_path / "a\0.tar", "x.jpg").is_file()

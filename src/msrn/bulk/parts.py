@@ -195,4 +195,7 @@ class Parts:
 
 
 def _named(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape") + b"\0"
+    try:
+        return name.encode("utf-8", "surrogateescape") + b"\0"
+    except UnicodeEncodeError:  # JSON can hold halves of letters, which no file's name does
+        return name.encode("utf-8", "surrogatepass") + b"\0"

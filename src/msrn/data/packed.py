@@ -141,7 +141,7 @@ class TarMember(PackedImage):
             return is_file(self.archive)
         try:
             self._find()
-        except OSError:
+        except (OSError, ValueError):  # the second for names that no file can have
             return False
         return True
 
@@ -180,6 +180,8 @@ def walk_tar(archive: Path) -> Iterator[TarEntry]:
         with open_regular(archive) as opened, tarfile.open(archive, "r:", opened) as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else a kilobyte a file stays
+                if info.size < 0:  # tarfile would go back, and read the same headers for ever
+                    raise DataError(_describe_damage(archive, f"a file of {info.size} bytes"))
                 if info.isreg() and not info.issparse():
                     name = posixpath.normpath(info.name)
                     if name.startswith(("/", "../")):

@@ -63,7 +63,7 @@ def _draw(comparison: dict[str, Any]) -> "Figure":
         dots.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.35, markersize=7, markeredgewidth=0)
         dots.errorbar(mean, row, xerr=std, fmt="|", color=colour, markersize=13, capsize=3, linewidth=1.6)
     titles = [f"{comparison['variants'][name]['title']}  {row + 1}" for row, name in enumerate(names)]
-    dots.set_yticks(range(len(names)), titles)
+    dots.set_yticks(range(len(names)), titles, parse_math=False)
     dots.invert_yaxis()
     dots.set_xlabel("test mAP, %: seeds, mean ± standard deviation")
     dots.grid(axis="x", color=_GREY, alpha=0.25)
@@ -75,7 +75,7 @@ def _draw(comparison: dict[str, Any]) -> "Figure":
         axes.tick_params(colors=_INK)
     model, data = comparison["protocol"]["settings"]["model"], comparison["protocol"]["settings"]["data"]
     title = f"{comparison['protocol']['recipe']}: {model['backbone']}, {data['size'][0]} x {data['size'][1]} px"
-    figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left", parse_math=False)
     return figure
 
 
