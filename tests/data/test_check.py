@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from msrn.data import PackedImage
+from msrn.data import PackedImage, check
 from msrn.data.check import NUM_KEPT, DataReport, check_source, locate
 from msrn.data.check import _find_misspelt as find_misspelt
+from msrn.data.check import _inspect as inspect
 from msrn.data.source import Problem
 from msrn.errors import SourceNotFoundError
 from msrn.labels.sets import LABEL_SETS
@@ -420,3 +421,18 @@ def test_problems_are_told_with_file_and_line_once():
     assert locate(Problem("kind", "sets/photos.csv:3: bad.", table, 3)) == "sets/photos.csv:3: bad."
     assert locate(Problem("kind", "bad\nluck.", table)) == "sets/photos.csv: bad luck."
     assert locate(Problem("kind", "bad.")) == "bad."
+
+
+def test_what_lies_outside_of_the_folder_is_named_and_not_opened(tmp_path, monkeypatch):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for path in (folder / "a.png", tmp_path / "private.png"):
+        Image.new("RGB", (20, 20)).save(path)
+    (folder / "t.csv").write_text("path,labels,split\na.png,cat,train\n../private.png,cat,train\n")
+    opened = []
+    monkeypatch.setattr(check, "_inspect", lambda path, how: opened.append(path) or inspect(path, how))
+    report = check_source(folder / "t.csv")
+    assert [path.name for path in opened] == ["a.png"]
+    assert [problem.kind for problem in report.problems if "private" in problem.message] == ["outside"]
+    check_source(folder / "t.csv", allow_outside=True)
+    assert [path.name for path in opened[1:]] == ["a.png", "private.png"]

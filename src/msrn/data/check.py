@@ -20,7 +20,7 @@ from msrn.data.cells import LABEL_SEPARATORS
 from msrn.data.images import IMAGE_SUFFIXES, open_file, open_image, read_image
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage
-from msrn.data.source import LabelledImages, Problem, Source
+from msrn.data.source import LabelledImages, Problem, Source, is_outside
 from msrn.data.split import split_hash
 from msrn.errors import DataError, SourceNotFoundError, UnreadableImageError
 
@@ -347,6 +347,10 @@ class _Rows:
         file, line = self.source.where(part.split, index)
         return file or Path(os.fspath(part.paths[index])), line
 
+    def may_open(self, path: Path | PackedImage) -> bool:
+        """Whether an image lies where a table of somebody else's may lead."""
+        return self.source.allow_outside or not is_outside(path, self.source.root)
+
     def chunks(self) -> Iterator[tuple[Path | PackedImage, ...]]:
         for part in self.parts:
             for start in range(0, len(part), _CHUNK_IMAGES):
@@ -578,8 +582,14 @@ def _check_images(rows: _Rows, log: _Log, decode: Decode, num_workers: int, prog
     row = 0
     with ThreadPoolExecutor(num_workers) as pool:
         # Threads: decoding and hashing leave Python's lock. On two cores, processes were no faster, even on tiny files.
-        for chunk in _in_order(pool, lambda paths: [_inspect(path, how) for path in paths], rows.chunks(), num_workers):
+        def inspect(paths: Sequence[Path | PackedImage]) -> list[_Seen | None]:
+            return [_inspect(path, how) if rows.may_open(path) else None for path in paths]
+
+        for chunk in _in_order(pool, inspect, rows.chunks(), num_workers):
             for seen in chunk:
+                if seen is None:  # it was reported as the split was read
+                    row += 1
+                    continue
                 num_bytes += seen.num_bytes
                 if seen.kind is not None:
                     shown = [] if seen.kind == "missing file" else [rows.path(row)]
