@@ -580,11 +580,12 @@ def _check_images(rows: _Rows, log: _Log, decode: Decode, num_workers: int, prog
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     row = 0
+
+    def inspect(paths: Sequence[Path | PackedImage]) -> list[_Seen | None]:
+        return [_inspect(path, how) if rows.may_open(path) else None for path in paths]
+
     with ThreadPoolExecutor(num_workers) as pool:
         # Threads: decoding and hashing leave Python's lock. On two cores, processes were no faster, even on tiny files.
-        def inspect(paths: Sequence[Path | PackedImage]) -> list[_Seen | None]:
-            return [_inspect(path, how) if rows.may_open(path) else None for path in paths]
-
         for chunk in _in_order(pool, inspect, rows.chunks(), num_workers):
             for seen in chunk:
                 if seen is None:  # it was reported as the split was read
