@@ -39,7 +39,8 @@ release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and try 
 
 lock: $(VENV)/.dev  ## Write requirements.lock: every package with its version and the SHA-256 of its file.
 	$(BIN)/python -m pip install -q --dry-run --ignore-installed --report $(VENV)/report.json -c constraints.txt -e '.[all,dev]'
-	$(BIN)/python tools/lock.py $(VENV)/report.json > requirements.lock
+	$(BIN)/python tools/lock.py $(VENV)/report.json > $(VENV)/requirements.lock
+	mv $(VENV)/requirements.lock requirements.lock
 
 audit: $(VENV)/.audit  ## Look for known vulnerabilities of the locked packages (needs the network).
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock

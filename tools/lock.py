@@ -11,9 +11,13 @@ def main() -> None:
     print("# Written by make lock. Linux on x86-64 with a CPU: torch is the CPU build; elsewhere take constraints.txt.")
     packages = []
     for item in report["install"]:
-        hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
-        if "sha256" in hashes:
-            packages.append((item["metadata"]["name"].lower(), item["metadata"]["version"], hashes["sha256"]))
+        name, source = item["metadata"]["name"].lower(), item["download_info"]
+        if "dir_info" in source:  # this project
+            continue
+        digest = source.get("archive_info", {}).get("hashes", {}).get("sha256")
+        if digest is None:
+            sys.exit(f"pip tells no SHA-256 of {name}. Take it from an index that gives one, and lock again.")
+        packages.append((name, item["metadata"]["version"], digest))
     for name, version, digest in sorted(packages):
         print(f"{name}=={version} --hash=sha256:{digest}")
 

@@ -41,25 +41,31 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    r"""A value as JSON, its letters as they are; with escapes for all of them where the name of a file is not UTF-8.
+def json_text(value: Any, *, indent: int | None = None, encoding: str = "utf-8") -> str:
+    r"""A value as JSON, its letters as they are; with escapes for all of them where the encoding lacks one of them.
+
+    Names of files that are not UTF-8 hold such letters, and standard output may have another encoding.
 
     Example:
-        >>> json_text("é"), json_text("é\udce9")
-        ('"é"', '"\\u00e9\\udce9"')
+        >>> json_text("é"), json_text("é\udce9"), json_text("é", encoding="ascii")
+        ('"é"', '"\\u00e9\\udce9"', '"\\u00e9"')
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    return text if is_utf8(text) else json.dumps(value, indent=indent, allow_nan=False)
+    return text if can_encode(text, encoding) else json.dumps(value, indent=indent, allow_nan=False)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON, `-` meaning standard output; see `write_text`."""
-    text = json_text(value, indent=2) + "\n"
     if str(path) == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(json_text(value, indent=2, encoding=stdout_encoding()) + "\n")
         sys.stdout.flush()
     else:
-        write_text(path, text)
+        write_text(path, json_text(value, indent=2) + "\n")
+
+
+def stdout_encoding() -> str:
+    """How standard output writes letters; UTF-8 where it does not say."""
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 @contextmanager
@@ -274,8 +280,13 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 def is_utf8(text: str) -> bool:
     """Whether a text can be written as UTF-8; the names of some files cannot."""
+    return can_encode(text, "utf-8")
+
+
+def can_encode(text: str, encoding: str) -> bool:
+    """Whether an encoding has every letter of a text."""
     try:
-        text.encode("utf-8")
+        text.encode(encoding)
     except UnicodeEncodeError:
         return False
     return True
@@ -327,12 +338,11 @@ class JSONLinesWriter:
 
     def write(self, value: Any) -> None:
         """Write one object."""
-        line = json_text(value) + "\n"
         if self.is_stdout:
-            sys.stdout.write(line)
+            sys.stdout.write(json_text(value, encoding=stdout_encoding()) + "\n")
         elif self._file is not None:
             try:
-                self._file.write(line)
+                self._file.write(json_text(value) + "\n")
             except OSError as error:
                 raise _not_written(self.path, error) from error
 

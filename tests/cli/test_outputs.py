@@ -1,6 +1,10 @@
 """Files that commands write: never a part of the data, never a folder, refused before any work is done."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +144,32 @@ def test_mixed_separators_and_swapped_letters_are_named(table, capsys):
         out.split()
     ) or ("label 'dog;sea' holds a ';'" in out)
     assert "label 'dgo' (1 image) looks like 'dog'" in out
+
+
+@pytest.mark.parametrize("command", [("labels", "graph"), ("data", "check")])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_programs_read_from_standard_output_is_whole_in_every_encoding(table, command, encoding):
+    text = table.read_text(encoding="utf-8").replace("dog", "犬")
+    table.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "msrn.cli.main", *command, str(table), "--json", "-"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    said = json.loads(done.stdout.decode(encoding))
+    assert "犬" in (said["labels"])
+    assert ("犬".encode() in done.stdout) == (encoding == "utf-8")
+
+
+def test_a_terminal_without_a_letter_is_shown_its_number(table):
+    table.write_text(table.read_text(encoding="utf-8").replace("dog", "犬"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "msrn.cli.main", "labels", "graph", str(table)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert b"\\u72ac" in done.stdout
+    assert done.stderr == b""

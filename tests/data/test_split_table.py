@@ -129,7 +129,7 @@ def test_splits_stand_in_their_order_with_paths_from_the_table(tmp_path):
         f"../../images/{split} 0.jpg" for split in ("train", "val", "test")
     ]
     said = json.loads((table.parent / "split.split.json").read_text())
-    assert said == verify_split(table)
+    assert said == verify_split(table, allow_outside=True)
     assert (said["seed"], said["table"], list(said["splits"])) == (3, "split.csv", ["train", "val", "test"])
     assert said["splits"]["val"]["images"] == 1
 
@@ -176,6 +176,48 @@ def test_what_no_table_can_hold(tmp_path, change, words):
     with pytest.raises(DataError, match=words):
         write_split(tmp_path / "split.csv", [LabelledImages(**{**values, **change})])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_groups_that_no_table_can_hold(tmp_path):
+    part = make_part(tmp_path, [[1, 1]])
+    for name, cell in [("scene", "\udce9"), ("\udce9", "a")]:
+        with pytest.raises(DataError, match=r"the group '.udce9' is not UTF-8 and cannot stand in a table"):
+            write_split(tmp_path / "split.csv", [part], extra_column=(name, {"train": [cell]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("a stop between a table of splits and the file that tells of it")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_stop_between_table_and_json_stands_in_nobodys_way(tmp_path, monkeypatch, suffix, lost):
+    """The JSON is there first, so that what was begun can be replaced."""
+    part, table = make_part(tmp_path, [[1, 1]]), tmp_path / f"split.{suffix}"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "msrn.files.put_in_place", lambda temporary, path: temporary.replace(path) if path != table else stop()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            write_split(table, [part])
+    assert [path.name for path in tmp_path.iterdir()] == ["split.split.json"]
+    write_split(table, [part], overwrite=True)
+    before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
+    with monkeypatch.context() as patch:
+        patch.setattr("msrn.files.put_in_place", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_split(table, [make_part(tmp_path, [[1, 0], [0, 1]])], overwrite=True)
+    verify_split(table)
+    lost(before, [(path.name, path.read_bytes()) for path in tmp_path.iterdir()], "files")
+
+
+def test_images_outside_of_the_tables_folder_are_opened_only_where_it_is_allowed(tmp_path):
+    table = tmp_path / "lists" / "split.csv"
+    write_split(table, [make_part(tmp_path, [[1, 1]])])
+    with pytest.raises(DataError, match=r"1 images of .* lie outside of .*lists: .*--allow-outside"):
+        verify_split(table)
+    assert verify_split(table, allow_outside=True)["splits"]["train"]["images"] == 1
 
 
 def test_files_that_exist_stay(tmp_path):

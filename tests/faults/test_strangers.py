@@ -1,5 +1,6 @@
 """Files from strangers: code in them is not run, names in them lead nowhere else."""
 
+import hashlib
 import io
 import json
 import os
@@ -154,6 +155,22 @@ def test_weights_before_timm(
         backbone.Backbone("resnet10t", weights=tmp_path / name)
     assert not marker.exists()
     lost(before, files_of(tmp_path), "files")
+
+
+@pytest.mark.fault("code beside a backbone that a recipe names by its folder")
+def test_backbone_of_a_folder(capsys: Any, photos: Path, marker: Path, lost: Lost) -> None:
+    """timm would read the folder, and some of its versions unpickle what lies in it."""
+    folder = photos.parent / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architecture": TINY["backbone"], "num_classes": 0}))
+    evil_torch(folder / "pytorch_model.bin", marker)
+    before = files_of(folder)
+    for name in (f"local-dir:{folder}", "hf-hub:someone/else"):
+        code, _, errors = train(capsys, photos, f"model.backbone={name}", "model.pretrained=true")
+        assert not marker.exists()
+        assert code == 1
+        assert f"'{name}' is no model that comes with timm" in errors
+    lost(before, files_of(folder), "files")
 
 
 @pytest.mark.fault("code in a checkpoint that a run goes on from")
@@ -395,6 +412,11 @@ def test_packed_paths(
     (problem,) = [problem for problem in json.loads(out)["problems"] if problem["kind"] == "outside"]
     assert problem["line"] == 3
     code, _, errors = run(capsys, "evaluate", bundle_dir, "--data", table, "--split", "val")
+    assert code == 1
+    assert "lie outside of" in errors
+    sidecar = {"splits": {"val": {"images": 1, "sha256": ""}}, "sha256": hashlib.sha256(table.read_bytes()).hexdigest()}
+    table.with_suffix(".split.json").write_text(json.dumps(sidecar))
+    code, _, errors = run(capsys, "data", "split", table, "--check")
     assert code == 1
     assert "lie outside of" in errors
     assert loaded == []

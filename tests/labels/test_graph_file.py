@@ -46,6 +46,20 @@ def test_what_is_written_is_read_back(tmp_path_factory, names, rule, seed) -> No
     assert (read.num_images, read.split, read.split_sha256) == (40, "train", "abc")
 
 
+def test_no_file_that_would_not_be_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label_graph: LabelGraph
+) -> None:
+    graph = CountedGraph(label_graph, 40, "train")
+    write_graph(tmp_path / "graph.json", graph)
+    size = (tmp_path / "graph.json").stat().st_size
+    monkeypatch.setattr("msrn.labels.graph_file.MAX_FILE_BYTES", size)
+    assert same(read_graph(tmp_path / "graph.json").label_graph, label_graph)
+    monkeypatch.setattr("msrn.labels.graph_file.MAX_FILE_BYTES", size - 1)
+    with pytest.raises(DataError, match=r"graph of .* labels takes more than .* Count it on fewer labels"):
+        write_graph(tmp_path / "other.json", graph)
+    assert [path.name for path in tmp_path.iterdir()] == ["graph.json"]
+
+
 def test_what_is_in_the_file(tmp_path: Path, label_graph: LabelGraph) -> None:
     write_graph(tmp_path / "graph.json", CountedGraph(label_graph, 40, "train"))
     values = json.loads((tmp_path / "graph.json").read_text())

@@ -72,6 +72,12 @@ def test_nonsense_gets_no_suggestion() -> None:
         Backbone("qqq")
 
 
+@pytest.mark.parametrize("name", ["hf-hub:someone/else", "local-dir:/tmp", "timm:resnet18", "x:y"])
+def test_names_that_lead_elsewhere(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"'{name}' is no model that comes with timm\. Name one that does"):
+        Backbone(name)
+
+
 def test_unknown_tag_and_unknown_option() -> None:
     with pytest.raises(ModelError, match=r"cannot build 'resnet18.nope' .*Invalid pretrained tag"):
         Backbone("resnet18.nope")

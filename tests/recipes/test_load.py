@@ -140,6 +140,19 @@ def test_a_choice_lists_what_is_allowed() -> None:
         load_recipe("scenes", ["model.head=mlp"])
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\\\b", "", " ", "..", ".", "\\0", "a\\nb", "\\u007f", "é" * 101])
+def test_a_name_is_that_of_one_folder(file: Path, name: str) -> None:
+    file.write_text(f'name: "{name}"\n')
+    with pytest.raises(RecipeError, match=r"name: expected the name of a folder, without /"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("name", ["birds", "Vögel 2", "...", "-1", "é" * 100, "a|b$c$"])
+def test_names_of_folders(file: Path, name: str) -> None:
+    file.write_text(f'name: "{name}"\n', encoding="utf-8")
+    assert load_recipe(file).name == name
+
+
 def test_splits_must_differ() -> None:
     with pytest.raises(RecipeError, match=r"share the split 'train'; each may be used once"):
         load_recipe("scenes", ["data.val=train"])

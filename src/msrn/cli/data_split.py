@@ -89,7 +89,7 @@ def split(
     if check:
         if out is not None:
             raise DataError("--check only looks at SOURCE and writes no --out. Leave one of them out.")
-        report = verify_split(source)
+        report = verify_split(source, allow_outside=bool(allow_outside))
         counts = ", ".join(f"{name} {part['images']:,}" for name, part in report["splits"].items())
         console.print(f"{source} is what {sidecar_path(source).name} says: {counts}", highlight=False, markup=False)
     else:

@@ -1,5 +1,6 @@
 """The command line: `msrn COMMAND`. Each command lives in a file of its own and imports what it needs when it runs."""
 
+import io
 import os
 import signal
 import sys
@@ -89,6 +90,10 @@ app.add_typer(labels.app, name="labels")
 
 def main() -> None:
     """Run a command; a problem that msrn knows is one line on standard error and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # letters that its encoding lacks, as standard error writes them
     # Pillow's remark on large images; those that are too large are refused, and named.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     if (

@@ -79,7 +79,7 @@ def write_split(
         header, rows = ["path", "labels", "split"], _label_column_rows
         if extra_column is not None and extra_column[0].lower() not in (*header, *LABEL_COLUMNS):
             name, cells_of_split = extra_column
-            _check_not_computed(table, "group", [name, *chain.from_iterable(cells_of_split.values())])
+            _check_groups(table, [name, *chain.from_iterable(cells_of_split.values())])
             header, rows = [*header, name], partial(_rows_with_extra, cells_of_split)
     else:
         _check_columns(table, ordered[0].label_names)
@@ -94,28 +94,34 @@ def write_split(
                 writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
                 writer.writerow(header)
                 writer.writerows(cells)
-    sidecar = {
-        **(about or {}),
-        "table": table.name,
-        "columns": header,
-        "sha256": _file_hash(table),
-        "label_names": list(ordered[0].label_names),
-        "splits": {
-            part.split: {"images": len(part), "sha256": split_hash(part, root=table.parent)} for part in ordered
-        },
-    }
-    write_json(sidecar_path(table), sidecar)
+        sidecar = {
+            **(about or {}),
+            "table": table.name,
+            "columns": header,
+            "sha256": _file_hash(temporary),
+            "label_names": list(ordered[0].label_names),
+            "splits": {
+                part.split: {"images": len(part), "sha256": split_hash(part, root=table.parent)} for part in ordered
+            },
+        }
+        # Ahead of the table: one without it would be taken for somebody's own, which nothing replaces.
+        write_json(sidecar_path(table), sidecar)
     return sidecar
 
 
-def verify_split(table: str | Path) -> dict[str, Any]:
+def verify_split(table: str | Path, *, allow_outside: bool = False) -> dict[str, Any]:
     """Check that a table is still what `write_split` wrote: its bytes, its splits as they are read, no image in two.
+
+    Args:
+        table: The table.
+        allow_outside: Whether its paths may lead out of its folder.
 
     Returns:
         What the JSON file beside the table holds.
 
     Raises:
-        DataError: There is no such table or no JSON file beside it, or they differ; the message says in what.
+        DataError: There is no such table or no JSON file beside it, or they differ, or images lie outside of its folder;
+            the message says in what.
     """
     table = Path(table).expanduser()
     sidecar = sidecar_path(table)
@@ -136,7 +142,7 @@ def verify_split(table: str | Path) -> dict[str, Any]:
             f"{table} was changed after it was split: its SHA-256 is not the one in {sidecar.name}. "
             "Bring the table back, or split again."
         )
-    source = open_source(table, allow_outside=True)
+    source = open_source(table, allow_outside=allow_outside)
     splits = [source.read(name) for name in source.splits]
     check_disjoint(*splits)
     found = {part.split: (len(part), split_hash(part, root=table.parent)) for part in splits}
@@ -238,6 +244,14 @@ def _check_columns(table: Path, label_names: Sequence[str]) -> None:
         raise DataError(
             f"{table}: labels hold so many ; that they would be read as the delimiter. Write a .tsv instead."
         )
+
+
+def _check_groups(table: Path, texts: Sequence[str]) -> None:
+    """Refuse what a column of groups cannot hold."""
+    bad = next((text for text in texts if not is_utf8(text)), None)
+    if bad is not None:
+        raise DataError(f"{table}: the group {bad!r} is not UTF-8 and cannot stand in a table. Rename it.")
+    _check_not_computed(table, "group", texts)
 
 
 def _check_not_computed(table: Path, what: str, texts: Iterable[str]) -> None:

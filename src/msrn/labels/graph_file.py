@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from msrn.errors import DataError, SourceNotFoundError
-from msrn.files import is_utf8, write_text
+from msrn.files import can_encode, is_utf8, stdout_encoding, write_text
 from msrn.labels.edges import PUBLISHED_THRESHOLD, sweep_thresholds
 from msrn.labels.graph import LabelGraph
 
@@ -59,23 +59,29 @@ def write_graph(path: str | Path, graph: CountedGraph) -> None:
     """Write a graph as JSON, `-` meaning standard output.
 
     Raises:
+        DataError: It would be larger than what `read_graph` reads.
         MSRNError: The file cannot be written.
     """
-    values = graph.to_dict()
-    entries = [f"  {json.dumps(key)}: {_rows(value)}" for key, value in values.items()]
+    escapes = str(path) == "-" and not can_encode("".join(graph.label_graph.label_names), stdout_encoding())
+    entries = [f"  {json.dumps(key)}: {_rows(value, escapes)}" for key, value in graph.to_dict().items()]
     text = "{\n" + ",\n".join(entries) + "\n}\n"
+    if len(text.encode("utf-8", "surrogateescape")) > MAX_FILE_BYTES:
+        raise DataError(
+            f"the graph of {len(graph.label_graph.label_names):,} labels takes more than {MAX_FILE_BYTES >> 20} MB as JSON, more "
+            "than is read back. Count it on fewer labels, or let recipes count it anew (labels.graph=null)."
+        )
     if str(path) == "-":
         print(text, end="", flush=True)
     else:
         write_text(path, text)
 
 
-def _rows(value: Any) -> str:
+def _rows(value: Any, escapes: bool) -> str:
     """JSON on one line, or one line for each list or object in it."""
     if isinstance(value, list) and value and isinstance(value[0], list | dict):
-        rows = (f"    {json.dumps(row, ensure_ascii=False, separators=(',', ':'))}" for row in value)
+        rows = (f"    {json.dumps(row, ensure_ascii=escapes, separators=(',', ':'))}" for row in value)
         return "[\n" + ",\n".join(rows) + "\n  ]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value, ensure_ascii=escapes, allow_nan=False)
 
 
 def read_graph(path: str | Path) -> CountedGraph:

@@ -68,6 +68,11 @@ class Backbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if ":" in name:  # timm would read the network or a folder, and unpickle what lies in it
+            raise ModelError(
+                f"'{name}' is no model that comes with timm. Name one that does (timm.list_models()), and give a file of its "
+                "weights as weights (model.weights=FILE)."
+            )
         if num_stages < 1:
             raise ModelError(f"num_stages is at least 1, got {num_stages}.")
         if num_stages > _MAX_STAGES:
@@ -149,7 +154,7 @@ def _create(name: str, **options: Any) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        if ":" not in name and not timm.is_model(name.split(".")[0]):
+        if not timm.is_model(name.split(".")[0]):
             close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
             hint = f" Did you mean {', '.join(close)}?" if close else ""
             raise ModelError(f"timm knows no model '{name}'.{hint} See timm.list_models() for all names.") from error

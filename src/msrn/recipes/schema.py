@@ -1,15 +1,17 @@
 """What a recipe may say. Unknown keys and impossible values are collected and reported together."""
 
 import difflib
+import re
 import reprlib
 import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from msrn.data.source import SPLITS
 from msrn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED_CROP_SCALES, CropName
 from msrn.errors import RecipeError
+from msrn.files import is_utf8
 from msrn.prediction import MAX_INPUT_PIXELS
 
 SplitName = Literal["train", "val", "test"]
@@ -21,6 +23,7 @@ Count = Annotated[int, Field(ge=0, le=10**9)]
 Rate = Annotated[float, Field(gt=0)]
 Exponent = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+_MAX_NAME_BYTES = 200  # of the 255 that a file system allows
 HeadName = Literal["msrn", "avg_pool", "max_pool", "csra", "ml_gcn", "ml_decoder"]
 PoolingName = Literal["max", "avg", "none"]
 
@@ -352,6 +355,18 @@ class Recipe(Section):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     trainer: TrainerRecipe = TrainerRecipe()
+
+    @field_validator("name")
+    @classmethod
+    def _names_one_folder(cls, name: str) -> str:
+        # Runs and comparisons are written to a folder of this name.
+        is_one = is_utf8(name) and not re.search(r"[/\\\x00-\x1f\x7f]", name) and name.strip() not in ("", ".", "..")
+        if not is_one or len(name.encode()) > _MAX_NAME_BYTES:
+            raise ValueError(
+                f"name: expected the name of a folder, without / and control characters and of at most {_MAX_NAME_BYTES} bytes, "
+                f"got {_BRIEF.repr(name)}"
+            )
+        return name
 
     @model_validator(mode="before")
     @classmethod
