@@ -154,11 +154,31 @@ def test_labels_of_every_script(tmp_path: Path) -> None:
 
 def test_an_older_bundle_is_replaced(label_graph: LabelGraph, path: Path) -> None:
     newer = make(label_graph, "pooled", seed=1)
-    (path / "notes.txt").write_text("old")
     save_bundle(newer, path)
     assert sorted(file.name for file in path.iterdir()) == FILES
     assert torch.equal(predict(load_bundle(path)), predict(newer))
     assert [file.name for file in path.parent.iterdir()] == ["bundle"]
+
+
+def test_what_lies_beside_a_bundle_is_left_alone(label_graph: LabelGraph, path: Path) -> None:
+    (path / "notes.txt").write_text("mine")
+    (path / ".git").mkdir()
+    before = (path / "config.json").read_bytes()
+    with pytest.raises(
+        BundleError, match=r"holds other things too, which would be lost: \.git, notes\.txt\. Move them"
+    ):
+        save_bundle(make(label_graph, "pooled", seed=1), path)
+    assert (path / "notes.txt").read_text() == "mine"
+    assert (path / "config.json").read_bytes() == before
+
+
+def test_a_model_of_another_library_is_no_bundle(label_graph: LabelGraph, tmp_path: Path) -> None:
+    """Hugging Face's transformers keep theirs under the same names."""
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(BundleError, match="is not a bundle; it is left alone"):
+        save_bundle(make(label_graph), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_folder_with_some_configuration_is_no_bundle(label_graph: LabelGraph, tmp_path: Path) -> None:

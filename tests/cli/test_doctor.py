@@ -42,8 +42,8 @@ def test_extras_are_those_of_the_package() -> None:
 
 
 def test_recipes_are_listed_shown_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    titles: dict[str, Any] = json.loads(run(capsys, "recipe", "list", "--json", "-")[1])
-    assert list(titles) == list_recipes()
+    said: dict[str, Any] = json.loads(run(capsys, "recipe", "list", "--json", "-")[1])
+    assert list(said["recipes"]) == list_recipes()
     code, out, _ = run(capsys, "recipe", "show", "photos", "data.batch_size=3")
     assert code == 0
     assert yaml.safe_load(out) == load_recipe("photos", ["data.batch_size=3"]).model_dump(mode="json")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,40 @@ def test_no_command_writes_over_the_data(table, capsys, monkeypatch, command, op
     assert not Path("other.csv").exists()
 
 
-def test_what_was_written_before_is_written_again_and_all_else_is_left_alone(table, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "scenes", "data.root={data}"),
+        ("train", "scenes", "data.root={data}", "--dry-run"),
+        ("compare", "scenes", "data.root={data}"),
+        ("evaluate", "{bundle}", "--data", "{data}", "--split", "train"),
+        ("thresholds", "{bundle}", "--data", "{data}", "--split", "train"),
+        ("report", "{bundle}", "--data", "{data}", "--split", "train"),
+        ("explain", "{bundle}", "{data}", "--out", "why"),
+        ("export", "{bundle}", "--out", "m.onnx"),
+        ("import-published", "{data}", "--labels", "voc2007", "--graph", "a.pkl", "--vectors", "b.pkl", "--out", "b"),
+        ("demo",),
+        ("doctor",),
+        ("recipe", "list"),
+    ],
+    ids=" ".join,
+)
+def test_no_json_takes_the_place_of_what_msrn_did_not_write(table, bundle_dir, capsys, monkeypatch, command):
+    """Neither the data nor a bundle's configuration, in any command, before any work is done."""
+    monkeypatch.chdir(table.parent)
+    arguments = [word.format(data=table, bundle=bundle_dir) for word in command]
+    for file in (table, bundle_dir / "config.json", table.parent / "0.png"):
+        before = file.read_bytes()
+        code, _, err = run(capsys, *arguments, "--json", file)
+        assert code == 1
+        assert re.search("which would be lost|is not what msrn writes|is in the bundle", err)
+        assert file.read_bytes() == before
+    assert not Path("b").exists()
+    assert not Path("runs").exists()
+    assert not Path("msrn-demo").exists()
+
+
+def test_what_was_written_before_is_written_again_and_all_else_is_left_alone(table, bundle_dir, capsys, monkeypatch):
     monkeypatch.chdir(table.parent)
     commands = [
         ("data", "check", "--json", "check.json", "--out", "check.html"),
@@ -58,6 +92,11 @@ def test_what_was_written_before_is_written_again_and_all_else_is_left_alone(tab
     ]
     for command in commands * 2:
         assert run(capsys, *command[:2], table, *command[2:])[0] == 0, command
+    known = table.parent / "known.csv"
+    known.write_text(f"path,labels\n0.png,{'|'.join(json.loads((bundle_dir / 'config.json').read_text())['labels'])}\n")
+    evaluated = ("evaluate", bundle_dir, "--data", known, "--split", "train", "--json", "evaluated.json")
+    for command in [("doctor", "--json", "doctor.json"), ("recipe", "list", "--json", "list.json"), evaluated] * 2:
+        assert run(capsys, *command)[0] == 0, command
     (table.parent / "instances.json").write_text('{"images": []}')
     for name, option in (
         ("0.png", "--json"),

@@ -179,7 +179,7 @@ def test_checkpoints(capsys: Any, photos: Path, marker: Path, lost: Lost, which:
     assert train(capsys, photos)[0] == 0
     run_dir = photos.parent / "run"
     evil_torch(run_dir / "checkpoints" / which, marker)
-    (run_dir / "bundle" / "config.json").unlink()  # as if it had been killed before its end
+    shutil.rmtree(run_dir / "bundle")  # as if it had been killed before its end
     before = files_of(run_dir / "checkpoints")
     code, _, errors = train(capsys, photos, "--resume")
     assert not marker.exists()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from msrn.bundle.card import model_card
+from msrn.data.source import some
 from msrn.data.transforms import Preprocessing
 from msrn.errors import BundleError, ModelError, MSRNError
 from msrn.files import is_utf8, read_bounded, replace_folder, share_file, write_text
@@ -106,21 +107,34 @@ def check_bundle_folder(path: str | Path) -> Path:
     """Refuse a folder that holds something else than a bundle, before any work is done for it.
 
     Raises:
-        BundleError: The path holds something that is not a bundle.
+        BundleError: The path holds something that is not a bundle, or a bundle and other things.
     """
     path = Path(path)
     names = {own.name for own in path.iterdir()} if path.is_dir() else set()
-    is_bundle = {WEIGHTS_FILE, CONFIG_FILE} <= names or (CONFIG_FILE in names and names <= {CONFIG_FILE, CARD_FILE})
+    # Other models are kept under these names too.
+    is_bundle = CONFIG_FILE in names and _holds_version(path / CONFIG_FILE)
     if path.exists() and not (path.is_dir() and (is_bundle or not names)):
         raise BundleError(f"{path} exists and is not a bundle; it is left alone. Give a new folder.")
+    if others := sorted(names - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}):
+        raise BundleError(
+            f"{path} is a bundle that holds other things too, which would be lost: {some(others)}. Move them elsewhere, or give a "
+            "new folder."
+        )
     return path
+
+
+def _holds_version(config_file: Path) -> bool:
+    try:
+        return b'"format_version"' in read_bounded(config_file, _MAX_CONFIG_BYTES)
+    except OSError:
+        return False
 
 
 def save_bundle(bundle: Bundle, path: str | Path) -> Path:
     """Write a bundle folder in one step; an older bundle of that name is replaced.
 
     Raises:
-        BundleError: The path holds something that is not a bundle.
+        BundleError: The path holds something that is not a bundle, or a bundle and other things.
         MSRNError: The folder cannot be written.
     """
     path = check_bundle_folder(path)

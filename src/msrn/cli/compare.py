@@ -110,12 +110,12 @@ def compare(
     Every run is a process of its own and leaves its JSON. Started again, the comparison goes on where it stopped. Exit code 1 says
     that a run failed.
     """
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.compare import ComparisonFolder, rebuild
     from msrn.errors import MSRNError
-    from msrn.files import check_can_write, write_json
+    from msrn.files import write_json
 
-    check_can_write("--json", json_file)
+    check_outputs([name for name in (recipe, variants, word_vectors) if name is not None], **{"--json": json_file})
     console = make_console(json_file)
     if report is not None:
         if recipe is not None:

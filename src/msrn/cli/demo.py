@@ -28,7 +28,7 @@ def demo(
     from rich.progress import Progress
 
     from msrn.bundle import load_bundle, save_bundle
-    from msrn.cli.output import make_console, print_evaluation, shown_labels
+    from msrn.cli.output import check_outputs, make_console, print_evaluation, shown_labels
     from msrn.data import open_source
     from msrn.data.scenes import write_scenes
     from msrn.files import write_json
@@ -37,6 +37,7 @@ def demo(
     from msrn.recipes.run import RECIPE_FILE, train_recipe
     from msrn.report import HeadResult, write_demo_page
 
+    check_outputs((), **{"--json": json_file})
     console = make_console(json_file)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("drawing scenes", total=None)

@@ -21,10 +21,11 @@ def doctor(
     from rich.markup import escape
     from rich.table import Table
 
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.files import write_json
     from msrn.machine import describe_installation
 
+    check_outputs((), **{"--json": json_file})
     found = describe_installation()
     console = make_console(json_file)
     for name, value in _rows(found):

@@ -47,11 +47,12 @@ def evaluate(
     """Measure a model on a labelled split: mAP, precision, recall and F1 at 0.5 and on the top 3, ranking, and the protocol."""
     from rich.progress import Progress
 
-    from msrn.cli.output import make_console, print_evaluation
+    from msrn.cli.output import check_outputs, make_console, print_evaluation
     from msrn.files import write_json
     from msrn.predict import evaluate as evaluate_model
     from msrn.predict import evaluation_protocol, load, read_labelled
 
+    check_outputs(data, **{"--json": json_file})
     predictor = load(bundle)
     options = given(
         label_separator=label_separator,
@@ -77,4 +78,4 @@ def evaluate(
     if json_file is not None:
         given_names = {"bundle": str(bundle), "data": str(data), "split": split}
         sha256 = report["protocol"]["sha256"]
-        write_json(json_file, {**report, **given_names, "split_sha256": sha256, "threshold": 0.5})
+        write_json(json_file, {**given_names, **report, "split_sha256": sha256, "threshold": 0.5})

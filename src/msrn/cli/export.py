@@ -63,7 +63,7 @@ def export(
     """
     import torch
 
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.data.images import list_images, read_image
     from msrn.errors import MSRNError
     from msrn.export import check_export, export_model
@@ -73,9 +73,9 @@ def export(
 
     check_request(out, precision)
     check_can_write("--out", out)
-    check_can_write("--json", json_file)
     if json_file is not None and json_file.resolve() == out.resolve():
         raise MSRNError(f"--out and --json name the same file, {out}. Give each its own.")
+    check_outputs((), **{"--json": json_file})
     predictor = load(bundle, device="cpu")
     paths = _calibration_images(predictor.bundle, bundle) if calibration is None else list_images(calibration)
     chosen = _spread(paths, _MOST_CALIBRATION)

@@ -39,7 +39,8 @@ def import_published(
     The bundle gives the authors' logits. It takes images as theirs did, resized to 448 x 448.
     """
     from msrn.bundle import Bundle, save_bundle
-    from msrn.cli.output import make_console
+    from msrn.bundle.bundle import check_bundle_folder
+    from msrn.cli.output import check_outputs, check_outside, make_console
     from msrn.data.transforms import Preprocessing
     from msrn.errors import MSRNError, PublishedFileError
     from msrn.files import write_json
@@ -53,6 +54,9 @@ def import_published(
         read_published_checkpoint,
     )
 
+    check_bundle_folder(out)
+    check_outside(out, **{"--json": json_file})
+    check_outputs((checkpoint, labels, graph, vectors), **{"--json": json_file})
     # Every file is read before any problem is reported, so that one run names them all.
     label_names = architecture = counts = word_vectors = None
     state_dict: dict[str, Tensor] = {}

@@ -139,7 +139,7 @@ def _is_ours(path: Path, suffix: str) -> bool:
     with path.open("rb") as file:
         start = file.read(512)
     marks = {
-        ".json": rb'(\[\s*)?\{\s*"(source|labels|vectors|recipe|bundle|path|out)"',
+        ".json": rb'(\[\s*)?\{\s*"(source|labels|vectors|recipes?|bundle|path|out|page|protocol|runs|processor)"',
         ".html": rb'(?s)<!doctype html.*<meta name="generator" content="msrn">',
         ".svg": rb"<svg|<\?xml",
     }

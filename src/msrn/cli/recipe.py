@@ -43,18 +43,19 @@ def list_(
     ] = None,
 ) -> None:
     """Print the recipes that come with msrn."""
-    from msrn.cli.output import make_console
+    from msrn.cli.output import check_outputs, make_console
     from msrn.files import write_json
     from msrn.recipes import list_recipes
     from msrn.recipes.load import recipe_title
 
+    check_outputs((), **{"--json": json_file})
     titles = {name: recipe_title(name) for name in list_recipes()}
     console = make_console(json_file)
     width = max(map(len, titles))
     for name, title in titles.items():
         console.print(f"{name:<{width}}  {title}", highlight=False, markup=False, soft_wrap=True)
     if json_file is not None:
-        write_json(json_file, titles)
+        write_json(json_file, {"recipes": titles})
 
 
 @app.command(epilog=SHOW_EPILOG)

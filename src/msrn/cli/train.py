@@ -64,9 +64,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a model by a recipe: best epoch by validation mAP, test split read once, a bundle at the end."""
-    from msrn.cli.output import make_console, print_evaluation
+    from msrn.cli.output import check_outputs, make_console, print_evaluation
     from msrn.errors import MSRNError
-    from msrn.files import check_can_write, write_json
+    from msrn.files import write_json
     from msrn.processes import is_first_process
     from msrn.recipes import load_recipe
     from msrn.recipes.run import train_recipe
@@ -76,7 +76,7 @@ def train(
     if find is not None and (resume or dry_run or out is not None):
         raise MSRNError("--find keeps no run. Leave --out, --resume and --dry-run out.")
     loaded = load_recipe(recipe, overrides or [])
-    check_can_write("--json", json_file)
+    check_outputs((recipe, loaded.data.root), **{"--json": json_file})
     console = make_console(json_file)
     if dry_run:
         from msrn.recipes.dry_run import dry_run as count_memory

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from msrn.bundle import Bundle, save_bundle
-from msrn.bundle.bundle import CONFIG_FILE
+from msrn.bundle.bundle import CONFIG_FILE, check_bundle_folder
 from msrn.data.split import relative_names
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, MSRNError, RecipeError, TrainingError
@@ -99,6 +99,7 @@ def train_recipe(
 def _begin_or_go_on(recipe: Recipe, run_dir: Path, console: Console | None, *, resume: bool) -> RunResult:
     if resume and (finished := _finished_run(run_dir)) is not None:
         return finished
+    check_bundle_folder(run_dir / BUNDLE_DIR)
     splits = read_splits(recipe, console)
     try:
         return _train(recipe, splits, run_dir, console)
