@@ -486,6 +486,29 @@ def test_saved_data_set(photos: Path, lost: Lost, what: str) -> None:
     lost(before, files_of(secret), "files")
 
 
+@pytest.mark.fault("a table whose labels would fill the memory")
+def test_labels_that_would_fill_the_memory(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, lost: Lost
+) -> None:
+    """A label for each of 23,000 rows takes a target of 0.5 GB, and many times that for the graph."""
+    captions = photos / "captions.csv"
+    captions.write_text("path,labels\n" + "".join(f"{row}.png,a cat that is {row}\n" for row in range(23_000)))
+    monkeypatch.setattr("msrn.machine.free_ram_bytes", lambda: 400_000_000)
+    before = files_of(photos)
+    for command in ("data", "check", captions, "--json", "-"), ("labels", "graph", captions):
+        code, out, errors = run(capsys, *command)
+        assert code == 1
+        assert (
+            "23,000 labels of 23,000 images take 0.5 GB of memory, and 0.4 GB are free. Check that the column"
+            in out + errors
+        )
+    monkeypatch.setattr("msrn.machine.free_ram_bytes", lambda: 2_000_000_000)
+    code, _, errors = run(capsys, "labels", "graph", captions)
+    assert code == 1
+    assert "to count 23,000 labels together takes 12.7 GB of memory, and 2.0 GB are free" in errors
+    lost(before, files_of(photos), "files")
+
+
 @pytest.mark.fault("addresses in a table")
 def test_addresses(capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     """A table makes nobody fetch anything."""

@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -177,3 +178,16 @@ def test_graph_of_voc_equals_a_plain_count_over_its_annotations() -> None:
     assert graph.label_counts.tolist() == list(counts.values())
     for (i, a), (j, b) in ((x, y) for x in enumerate(images.label_names) for y in enumerate(images.label_names)):
         assert graph.co_occurrence[i, j] == both[a, b]
+
+
+@pytest.mark.parametrize("key", ["co_occurrence", "label_counts", "edges"])
+def test_a_long_text_among_the_numbers_takes_no_memory(tmp_path: Path, key: str) -> None:
+    """NumPy would give each of them its length."""
+    path = write(tmp_path / "graph.json", labels=[str(i) for i in range(3000)], **{key: ["x" * 3000] * 3000})
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="is not a label graph"):
+            read_graph(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * path.stat().st_size + 10_000_000
+    finally:
+        tracemalloc.stop()

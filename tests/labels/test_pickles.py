@@ -322,15 +322,13 @@ def test_the_payloads_are_real(tmp_path):
         b"(lq\x00(" + b"I1\n" * 3000 + b"lq\x010h\x00(" + b"h\x01" * 100_000 + b"e.",
     ],
 )
-def test_small_files_take_little_time_and_memory(tmp_path, data):
-    started = time.perf_counter()
+def test_small_files_take_little_memory(tmp_path, data):
     tracemalloc.start()
     try:
         refusal(tmp_path / "bad.pkl", data)
         assert tracemalloc.get_traced_memory()[1] < 64e6
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - started < 20
 
 
 def test_strings_used_again_make_no_more_bytes_than_the_file_has(tmp_path):

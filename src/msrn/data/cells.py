@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int8
 
+from msrn.data.source import new_target
+
 LABEL_SEPARATORS = ("|", ";", ",")
 
 # In a label column, a cell that says: looked at, and nothing is present. A blank cell says that nobody looked.
@@ -215,7 +217,7 @@ class LabelCells:
 
         Labels that are not in `label_names` are left out.
         """
-        target = np.zeros((len(cells), len(label_names)), dtype=np.int8)
+        target = new_target(len(cells), len(label_names))
         column_of_label = {label: column for column, label in enumerate(label_names)}
         columns_of_cell = {
             cell: None if labels is None else [column_of_label[label] for label in labels if label in column_of_label]

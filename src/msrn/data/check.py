@@ -20,7 +20,7 @@ from msrn.data.cells import LABEL_SEPARATORS
 from msrn.data.images import IMAGE_SUFFIXES, open_file, open_image, read_image
 from msrn.data.open import open_source
 from msrn.data.packed import PackedImage
-from msrn.data.source import LabelledImages, Problem, Source, is_outside
+from msrn.data.source import LabelledImages, Problem, Source, is_outside, new_target
 from msrn.data.split import split_hash
 from msrn.errors import DataError, SourceNotFoundError, UnreadableImageError
 
@@ -264,9 +264,14 @@ def check_source(
         raise
     except DataError as error:
         log.append(Problem("unreadable data set", str(error), Path(path)))
-        return _report(path, None, (), log, _no_images("none"), [])
+        return _report(path, None, log, _no_images("none"), [], _count_together([], 0))
 
     parts = _read_splits(source, log)
+    try:
+        together = _count_together(parts, len(source.label_names))
+    except DataError as error:  # so many labels that nothing can be said of them
+        log.append(Problem("unreadable data set", str(error), Path(path)))
+        return _report(path, None, log, _no_images("none"), [], _count_together([], 0))
     rows = _Rows(source, parts)
     summaries, first_rows = _count_labels(parts, len(source.label_names))
     _check_rows(rows, log)
@@ -281,7 +286,7 @@ def check_source(
         images = _check_images(rows, log, decode, num_workers or os.cpu_count() or 1, progress or (lambda *_: None))
     if source.layout not in _HOLDS_MORE and ("unreadable split", True) not in log.counts:
         _check_unlisted(rows, log)
-    return _report(path, source, parts, log, images, summaries)
+    return _report(path, source, log, images, summaries, together)
 
 
 def locate(problem: Problem) -> str:
@@ -401,6 +406,21 @@ def _count_labels(
         values = (counts[1], counts[0], counts[-1], labels_an_image, num_nothing_known)
         summaries.append(SplitSummary(part.split, len(part), split_hash(part), *values))
     return summaries, first_rows
+
+
+def _count_together(
+    parts: Sequence[LabelledImages], num_labels: int
+) -> tuple[Int[np.ndarray, "L L"], Int[np.ndarray, " L"]]:
+    """Training images that hold two labels, and those that hold each."""
+    if not num_labels:
+        return np.zeros((0, 0), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    import torch
+
+    from msrn.labels.graph import count_co_occurrence
+
+    train = [part.target for part in parts if part.split == "train"] or [new_target(0, num_labels)]
+    both, counts = count_co_occurrence(torch.from_numpy(np.require(train[0], requirements="W")))
+    return both.numpy(), counts.numpy()
 
 
 def _check_rows(rows: _Rows, log: _Log) -> None:
@@ -795,28 +815,18 @@ def _check_unlisted(rows: _Rows, log: _Log) -> None:
 def _report(
     path: str | Path,
     source: Source | None,
-    parts: Sequence[LabelledImages],
     log: _Log,
     images: ImageSummary,
     splits: Sequence[SplitSummary],
+    together: tuple[Int[np.ndarray, "L L"], Int[np.ndarray, " L"]],
 ) -> DataReport:
-    names = source.label_names if source else ()
-    co_occurrence = np.zeros((len(names), len(names)), dtype=np.int64)
-    label_counts = np.zeros(len(names), dtype=np.int64)
-    for part in parts:
-        if part.split == "train" and names:
-            import torch
-
-            from msrn.labels.graph import count_co_occurrence
-
-            both, counts = count_co_occurrence(torch.from_numpy(np.require(part.target, requirements="W")))
-            co_occurrence, label_counts = both.numpy(), counts.numpy()
+    co_occurrence, label_counts = together
     order = {key: number for number, key in enumerate(sorted(log.counts, key=lambda key: not key[1]))}
     return DataReport(
         path=str(path),
         layout=source.layout if source else None,
         notes=source.notes if source else (),
-        label_names=names,
+        label_names=source.label_names if source else (),
         splits=tuple(splits),
         problems=tuple(sorted(log, key=lambda problem: order[problem.kind, problem.is_error])),
         problem_counts={key: log.counts[key] for key in order},

@@ -10,7 +10,7 @@ import numpy as np
 
 from msrn.data.packed import is_file
 from msrn.data.published_counts import compare_with_published
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, some
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, new_target, some
 from msrn.errors import DataError, SourceNotFoundError
 
 _INSTANCES_NAME = re.compile(r"instances_(?P<split>[a-zA-Z]+)(?P<year>\d{4})?\.json")
@@ -154,7 +154,7 @@ class COCOSource(Source):
         content = _load(file)
         label_of_category = self._read_categories(content["categories"], file)
         names, row_of_image = self._read_images(content["images"], file)
-        target = np.zeros((len(names), len(self.label_names)), dtype=np.int8)
+        target = new_target(len(names), len(self.label_names))
         is_annotated = np.zeros(len(names), dtype=bool)
         column_of_label = {label: column for column, label in enumerate(self.label_names)}
         column_of_category = {category: column_of_label[label] for category, label in label_of_category.items()}

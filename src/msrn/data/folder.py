@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from msrn.data.images import IMAGE_SUFFIXES
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, new_target
 from msrn.errors import DataError, SourceNotFoundError
 
 # Where a folder holds one of these, the labels are probably told there, and its folders are not named after them.
@@ -105,7 +103,7 @@ class FolderSource(Source):
     def _read(self, split: str) -> LabelledImages:
         column_of_label = {label: column for column, label in enumerate(self.label_names)}
         labels = self._labels[split]
-        target = np.zeros((len(labels), len(self.label_names)), dtype=np.int8)
+        target = new_target(len(labels), len(self.label_names))
         for row, of_image in enumerate(labels):
             target[row, [column_of_label[label] for label in of_image]] = 1
         return LabelledImages(tuple(self._images[split]), target, self.label_names, split)

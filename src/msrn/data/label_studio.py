@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-
 from msrn.data.cells import shown
 from msrn.data.packed import is_file
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source
+from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, new_target
 from msrn.data.table import PATH_COLUMNS, SPLIT_COLUMNS
 from msrn.errors import DataError, SourceNotFoundError
 
@@ -266,7 +264,7 @@ class LabelStudioSource(Source):
 
     def _read(self, split: str) -> LabelledImages:
         of_split = self._by_split[split]
-        target = np.full((len(of_split), len(self.label_names)), -1, dtype=np.int8)
+        target = new_target(len(of_split), len(self.label_names), -1)
         for row, (_, task) in zip(target, of_split, strict=True):
             for column, label in enumerate(self.label_names if task.choices else ()):
                 votes = {label in choices for choices in task.choices}

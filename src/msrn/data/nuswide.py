@@ -8,7 +8,7 @@ from jaxtyping import Int8
 
 from msrn.data.packed import is_file
 from msrn.data.published_counts import compare_with_published
-from msrn.data.source import LabelledImages, Problem, Source
+from msrn.data.source import LabelledImages, Problem, Source, new_target
 from msrn.errors import DataError, SourceNotFoundError
 
 _NAME_OF_SPLIT = {"train": "Train", "test": "Test"}
@@ -89,7 +89,7 @@ class NUSWIDESource(Source):
     def _read(self, split: str) -> LabelledImages:
         names = _read_lines(self._list_path(split))
         is_good = self._check_names(names, split)
-        target = np.full((len(names), len(self.label_names)), -1, dtype=np.int8)
+        target = new_target(len(names), len(self.label_names), -1)
         for column, label in enumerate(self.label_names):
             values = self._read_label(label, split, len(names))
             if values is not None:

@@ -14,6 +14,7 @@ from jaxtyping import Int8
 from msrn.data.packed import PackedImage
 from msrn.errors import DataError, EmptySplitError
 from msrn.files import is_utf8
+from msrn.machine import lack_of_room
 
 SPLITS = ("train", "val", "test")
 SPLIT_OF_NAME = {
@@ -134,6 +135,20 @@ class LabelledImages:
         rows = np.asarray(indices, dtype=np.int64)
         paths = tuple(self.paths[i] for i in rows)
         return LabelledImages(paths, self.target[rows], self.label_names, split or self.split)
+
+
+def new_target(num_images: int, num_labels: int, value: int = 0) -> Int8[np.ndarray, "N L"]:
+    """A target that holds `value` everywhere.
+
+    Raises:
+        DataError: It takes more memory than is free, as where a column of captions was read for one of labels.
+    """
+    if lack := lack_of_room(num_images * num_labels):
+        raise DataError(
+            f"{num_labels:,} labels of {num_images:,} images take {lack}. Check that the column of labels is one, or name the "
+            "labels to read (--label-names, data.label_names)."
+        )
+    return np.full((num_images, num_labels), value, dtype=np.int8)
 
 
 class Source(ABC):

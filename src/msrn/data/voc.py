@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from msrn.data.published_counts import compare_with_published
-from msrn.data.source import SPLITS, LabelledImages, Problem, Source, some
+from msrn.data.source import SPLITS, LabelledImages, Problem, Source, new_target, some
 from msrn.errors import DataError, SourceNotFoundError
 
 # As LABEL_SETS["voc2007"]; `msrn.labels` imports torch, which readers do without.
@@ -103,7 +101,7 @@ class VOCSource(Source):
         first = next(iter(lists.values()))
         images = self._images_in_all_lists(list(lists.values()))
         images = self._images_with_files(images, first, split)
-        target = np.full((len(images), len(self.label_names)), -1, dtype=np.int8)
+        target = new_target(len(images), len(self.label_names), -1)
         for column, label in enumerate(self.label_names):
             if label in lists:
                 target[:, column] = [lists[label].target[image] for image in images]

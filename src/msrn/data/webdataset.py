@@ -11,7 +11,7 @@ import numpy as np
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, cell_text, is_unknown, list_text, shown
 from msrn.data.images import IMAGE_SUFFIXES
 from msrn.data.packed import TarEntry, TarMember, walk_tar
-from msrn.data.source import SPLITS, LabelledImages, Problem, Source, folders_of_splits, split_of_shard
+from msrn.data.source import SPLITS, LabelledImages, Problem, Source, folders_of_splits, new_target, split_of_shard
 from msrn.data.table import LABEL_COLUMNS
 from msrn.errors import DataError, SourceNotFoundError
 
@@ -206,7 +206,7 @@ class WebDatasetSource(Source):
         if self.names_every_label:
             target = self._cells.target([str(cell) for cell in samples.labels], self.label_names)
         else:
-            target = np.full((len(samples.images), len(self.label_names)), -1, dtype=np.int8)
+            target = new_target(len(samples.images), len(self.label_names), -1)
             column_of_label = {label: column for column, label in enumerate(self.label_names)}
             for row, labels in zip(target.view(np.uint8), samples.labels, strict=True):
                 if isinstance(labels, dict):

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from msrn.errors import LabelMismatchError
+from msrn.errors import DataError, LabelMismatchError
 from msrn.labels.edges import PUBLISHED_THRESHOLD, EdgeRule, edges_by_threshold, num_alone
+from msrn.machine import lack_of_room
 
 # Targets are turned into floats this many entries at a time, and at most so many images, whose counts float32 holds exactly.
 _CHUNK_ENTRIES = 1 << 24
@@ -25,6 +26,9 @@ def count_co_occurrence(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"],
     Returns:
         Images holding both labels, with a zero diagonal, and images holding each label.
 
+    Raises:
+        DataError: The counts of so many labels take more memory than is free.
+
     Example:
         >>> count_co_occurrence(torch.tensor([[1, 1, 0], [1, 0, -1]]))
         (tensor([[0, 1, 0],
@@ -32,6 +36,11 @@ def count_co_occurrence(target: Int[Tensor, "N L"]) -> tuple[Int[Tensor, "L L"],
                 [0, 0, 0]]), tensor([2, 1, 0]))
     """
     num_labels = target.shape[1]
+    if lack := lack_of_room(3 * 8 * num_labels**2):  # counts, and the two graphs that are made of them
+        raise DataError(
+            f"to count {num_labels:,} labels together takes {lack}. Check that the column of labels is one, or name the labels to "
+            "read (--label-names, data.label_names)."
+        )
     both = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=target.device)
     for rows in target.split(_rows_at_once(num_labels)):
         present = (rows == 1).to(torch.float32)  # (n, L)

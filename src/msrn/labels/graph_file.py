@@ -163,35 +163,36 @@ def _parse(values: Any) -> CountedGraph:
 
 def _counts(key: str, value: Any, shape: tuple[int, ...]) -> Tensor:
     """Numbers of images as int64."""
-    try:
-        array = np.array(value)
-    except (ValueError, OverflowError):
-        array = np.array(None)  # rows of different lengths
-    if array.dtype.kind != "i" or array.shape != shape or array.min() < 0 or array.max() > _MAX_COUNT:
+    counts = _whole_numbers([value] if len(shape) == 1 else value, shape[-1], _MAX_COUNT)
+    if counts is None or counts.size != np.prod(shape):
         raise ValueError(f"{key} is not made of {' x '.join(map(str, shape))} whole numbers from 0 on")
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(counts.reshape(shape))
 
 
 def _edges(value: Any, num_labels: int) -> Bool[Tensor, "L L"]:
-    edges = torch.zeros(num_labels, num_labels, dtype=torch.bool)
-    if value == []:
-        return edges
-    try:
-        pairs = np.array(value)
-    except (ValueError, OverflowError):
-        pairs = np.array(None)
-    if (
-        pairs.dtype.kind != "i"
-        or pairs.ndim != 2
-        or pairs.shape[1] != 2
-        or pairs.min() < 0
-        or pairs.max() >= num_labels
-    ):
+    pairs = _whole_numbers(value, 2, num_labels - 1)
+    if pairs is None:
         raise ValueError(f"edges is not a list of pairs of positions from 0 to {num_labels - 1}")
     if (pairs[:, 0] == pairs[:, 1]).any():
         raise ValueError("edges joins a label to itself")
+    edges = torch.zeros(num_labels, num_labels, dtype=torch.bool)
     edges[pairs[:, 0], pairs[:, 1]] = True
     return edges
+
+
+def _whole_numbers(rows: Any, width: int, most: int) -> np.ndarray | None:
+    """Lists of `width` whole numbers from 0 to `most` as an array of them; None for all else, `True` among it."""
+    # Ahead of NumPy, which takes the room of the longest text for every value where there is one.
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and len(row) == width and set(map(type, row)) == {int} for row in rows
+    ):
+        return None
+    try:
+        numbers = np.array(rows, dtype=np.int64).reshape(len(rows), width)
+    except OverflowError:
+        return None
+    is_within = ((numbers >= 0) & (numbers <= most)).all()
+    return numbers if is_within else None
 
 
 def _shown(value: Any) -> str:

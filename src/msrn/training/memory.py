@@ -1,6 +1,5 @@
 """How much memory a training step takes, counted without taking it: the step runs on tensors that have shapes but no data."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from msrn.data.loader import Batch
 from msrn.errors import TrainingError, is_out_of_memory
+from msrn.machine import free_ram_bytes
 from msrn.models.flops import without_data
 from msrn.training.fit import DeviceType, TrainerSettings, training_device_type
 from msrn.training.module import MSRNModule
@@ -185,42 +185,7 @@ def free_memory_bytes(device_type: DeviceType, *, root: Path = Path("/")) -> int
     """
     if device_type == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (AttributeError, ValueError, OSError):
-            return None
-    return max(0, min([available, *_control_group_rooms(root)]))
-
-
-def _control_group_rooms(root: Path) -> Iterator[int]:
-    """What each limited control group of this process has left, of either version; pages of files can be given back."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        folder = top / path.strip("/")
-        # A container may see the path of its host: what exists on the way to the top is ours.
-        for group in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
-            try:
-                limit, used = ((group / name).read_text().strip() for name in names[:2])
-                stat = dict(pair.split() for pair in (group / "memory.stat").read_text().splitlines())
-            except OSError:
-                continue
-            if limit != "max":
-                yield int(limit) - int(used) + int(stat.get(names[2], 0))
+    return free_ram_bytes(root=root)
 
 
 class _LiveStorages(TorchDispatchMode):
