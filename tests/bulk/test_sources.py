@@ -3,11 +3,16 @@
 import http.server
 import os
 import shutil
+import socket
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -209,6 +214,58 @@ def test_web_addresses(photos: Path, address: str) -> None:
         read_image(missing)
     with pytest.raises(UnreadableImageError, match="cannot be fetched"):
         read_image(next(find_images(["http://127.0.0.1:1/a.png"])))
+
+
+def test_blanks_and_letters_in_addresses(photos: Path, address: str) -> None:
+    shutil.copy(photos / "02.png", photos / "zwei ö.png")
+    for name in ("zwei ö.png", "zwei%20%C3%B6.png", "zwei ö.png?a b=ö#top"):
+        (image,) = find_images([f"{address}/{name}"])
+        assert read_image(image).tobytes() == read_image(photos / "02.png").tobytes()
+
+
+@contextmanager
+def answering(*parts: bytes, pause_s: float = 0.0) -> Iterator[str]:
+    """The address of a server that says these bytes, whatever it is asked, and goes on with the last of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    for part in chain(parts[:-1], repeat(parts[-1]) if pause_s else parts[-1:]):
+                        connection.sendall(part)
+                        time.sleep(pause_s)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/a.png"
+    thread.join()
+
+
+@pytest.mark.fault("an address whose server sends a byte now and then")
+def test_a_server_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch, photos: Path, lost: Any) -> None:
+    monkeypatch.setattr("msrn.bulk.sources._MOST_S", 0.2)
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b".", pause_s=0.02) as address:
+        slow, image = find_images([address, str(photos / "02.png")])
+        with pytest.raises(UnreadableImageError, match=r"cannot be fetched \(it took more than 0 seconds\)\. Check"):
+            read_image(slow)
+    lost([read_image(photos / "02.png").tobytes()], [read_image(image).tobytes()], "images behind it")
+
+
+NO_ANSWERS = {
+    "another protocol": b"nonsense\r\n\r\n",
+    "no number": b"HTTP/1.1 abc\r\n\r\n",
+    "nothing": b"",
+    "cut off": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n.",
+}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS)
+def test_what_is_no_answer(answer: str) -> None:
+    words = "not an image that msrn reads" if answer == "cut off" else "cannot be fetched"
+    with answering(NO_ANSWERS[answer]) as address, pytest.raises(UnreadableImageError, match=words):
+        read_image(next(find_images([address])))
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def test_labels_that_no_csv_holds(tmp_path: Path, label: str) -> None:
         _check_csv(About(("dog", label), "m"), tmp_path / "t.csv", [])
 
 
+def test_a_sidecar_whose_path_no_file_can_have(tmp_path: Path) -> None:
+    path = "/".join(["f" * 200] * 20) + "/a.png"
+    with pytest.raises(
+        MSRNError, match=r"a longer path than a file can have\. Give a shorter --out, or --format jsonl"
+    ):
+        write_sidecars([{"path": path, "labels": [], "probs": {}}], tmp_path / "side", About((path,), "m"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "paths",
     [

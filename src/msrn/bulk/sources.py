@@ -2,9 +2,11 @@
 
 import fnmatch
 import glob
+import http.client
 import io
 import os
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,7 +25,9 @@ from msrn.errors import DataError, EmptySplitError, SourceNotFoundError, Unreada
 
 STANDARD_INPUT = "-"
 _SCHEMES = ("http://", "https://")
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0  # for the next bytes
+_MOST_S = 300.0  # for all of an image
+_PART_BYTES = 1 << 20
 
 ImageRef = Path | PackedImage
 
@@ -60,21 +64,38 @@ class RemoteImage(PackedImage):
 
 
 def _fetch_from_web(address: str) -> bytes:
-    request = urllib.request.Request(address, headers={"User-Agent": "msrn"})
     try:
+        request = urllib.request.Request(_quoted(address), headers={"User-Agent": "msrn"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            content: bytes = answer.read(MAX_IMAGE_BYTES + 1)
+            return _read_in_time(answer)
     except urllib.error.HTTPError as error:
         error.close()
         raise UnreadableImageError(
             f"{address}: the server answers {error.code} {error.reason}. Check the address, or give the file itself."
         ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error) or type(error).__name__
         raise UnreadableImageError(
             f"{address}: cannot be fetched ({reason}). Check the address and the network, or give the file itself."
         ) from error
-    return content
+
+
+def _quoted(address: str) -> str:
+    """An address with the blanks and letters in its path written as a server expects them."""
+    parts = urllib.parse.urlsplit(address)
+    path, query = (urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]") for part in (parts.path, parts.query))
+    return parts._replace(path=path, query=query).geturl()
+
+
+def _read_in_time(answer: http.client.HTTPResponse) -> bytes:
+    """At most `MAX_IMAGE_BYTES` and one more; a server that sends a byte now and then is given up."""
+    end_s = time.monotonic() + _MOST_S
+    content = bytearray()
+    while len(content) <= MAX_IMAGE_BYTES and (part := answer.read1(_PART_BYTES)):
+        content += part
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"it took more than {_MOST_S:.0f} seconds")
+    return bytes(content[: MAX_IMAGE_BYTES + 1])
 
 
 def _fetch_from_file_system(address: str) -> bytes:

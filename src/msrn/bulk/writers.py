@@ -5,6 +5,7 @@ Every writer takes the rows one at a time and leaves its file whole or absent. A
 """
 
 import csv
+import errno
 import hashlib
 import os
 import posixpath
@@ -161,6 +162,13 @@ def write_sidecars(rows: Iterable[Row], out: Path, about: About) -> None:
                     f"{row['path']}: the sidecar of another image has its place already, {name}. The same command with --format "
                     "jsonl writes what was found into one file; or name all images by absolute paths."
                 ) from None
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise MSRNError(
+                    f"{row['path']}: its sidecar below {out} would have a longer path than a file can have. Give a shorter --out, "
+                    "or --format jsonl, which writes what was found into one file."
+                ) from error
 
 
 def write_errors(rows: Iterable[Row], out: Path) -> int:
