@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ def workers() -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a worker of a cluster that is killed while images are tagged")
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds Ray's workers in /proc, which is Linux's")
-def test_a_killed_worker_loses_nothing(cluster: None, predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_loses_nothing(
+    cluster: None, predictor: Predictor, photos: Path, tmp_path: Path, lost: Callable[[Any, Any, str], None]
+) -> None:
     names = [path.read_bytes() for path in sorted(photos.glob("*.png"))]
     for number in range(300):
         (photos / f"more-{number:03d}.png").write_bytes(names[number % len(names)])
@@ -88,6 +91,8 @@ def test_a_killed_worker_loses_nothing(cluster: None, predictor: Predictor, phot
     assert seen[-1] == 313
     assert (result.num_images, result.num_unreadable) == (312, 1)
     assert_same(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
+    both = [[row["path"] for row in rows_of(tmp_path / f"{name}.jsonl")] for name in ("local", "ray")]
+    lost(*both, "images")
 
 
 class StoppedError(Exception):
@@ -122,8 +127,13 @@ def test_relative_paths(
     assert rows_of(tmp_path / "ray.jsonl")[0]["path"] == "b/00.png"
 
 
+@pytest.mark.fault("a place at an address that fails as the result is put there")
 def test_an_upload_that_failed_is_tried_again(
-    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: Callable[[Any, Any, str], None],
 ) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -138,6 +148,7 @@ def test_an_upload_that_failed_is_tried_again(
             tag_images(predictor, [photos], "memory://second/tags.csv", num_workers=0)
     result = tag_images(predictor, [photos], "memory://second/tags.csv", num_workers=0)
     assert (result.num_resumed, result.num_images) == (13, 12)
+    lost(range(13), range(result.num_resumed), "images that were tagged")
     for _ in range(2):  # a folder is replaced, not nested
         tag_images(predictor, [photos], "memory://second/side", num_workers=0, overwrite=True)
         import fsspec

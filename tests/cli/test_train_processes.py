@@ -8,18 +8,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import run
 from PIL import Image
 
 from msrn.bundle import load_bundle
 from msrn.predict import Predictor, evaluate, read_labelled
 
+Lost = Callable[[Any, Any, str], None]
 SETTINGS = [
     "data.size=[32,32]",
     "data.batch_size=3",
@@ -98,17 +101,20 @@ def test_two_processes_write_and_say_everything_once(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.fault("an image that one of several processes that train cannot read")
 @pytest.mark.parametrize("number", [0, 1])
-def test_an_image_that_one_process_cannot_read_ends_both(tmp_path: Path, number: int) -> None:
+def test_an_image_that_one_process_cannot_read_ends_both(tmp_path: Path, number: int, lost: Lost) -> None:
     """Which process comes to it is drawn by the seed; either way the message is there and nothing hangs."""
     data, out = write_data(tmp_path / "data"), tmp_path / "run"
     image = data / f"{number}.png"
+    before = sorted(path.name for path in data.iterdir())
     image.write_bytes(image.read_bytes()[:100])
     code, _, errors = finish(start(f"data.root={data}", "--out", out, "trainer.devices=2"))
     assert code != 0
     assert len(re.findall(rf"error: .*{number}\.png", errors)) == 1, errors
     assert "Traceback" not in errors
     assert not (out / "bundle").exists()
+    lost(before, [path.name for path in data.iterdir()], "files")
 
 
 @pytest.mark.slow
@@ -157,8 +163,10 @@ def test_processes_that_others_start(tmp_path: Path, launcher: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("Ctrl-C or SIGTERM while several processes train")
+@pytest.mark.parametrize("to", ["the first process", "all processes, as a cluster does"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_first_process_ends_both(tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_signal_ends_both_processes(tmp_path: Path, sent: signal.Signals, to: str, lost: Lost) -> None:
     given = [f"data.root={write_data(tmp_path / 'data')}", "--out", tmp_path / "run", "trainer.devices=2"]
     first = start(*given, "trainer.max_epochs=100000")
     while not (tmp_path / "run" / "metrics.csv").exists():
@@ -168,10 +176,16 @@ def test_a_signal_to_the_first_process_ends_both(tmp_path: Path, sent: signal.Si
     if not children.exists():
         pytest.skip("this system does not list the children of a process")
     (second,) = children.read_text().split()
+    before = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
     first.send_signal(sent)
+    if to != "the first process":
+        os.kill(int(second), sent)
     code, _, errors = finish(first)
     assert code == 128 + sent
     assert errors.count("error") == errors.count("stopped by") == 1, errors
     stat = Path(f"/proc/{second}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # nobody has asked how it ended
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    epochs = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] >= len(epochs) - 1
+    lost(before, epochs[: len(before)], "epochs")

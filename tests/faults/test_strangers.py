@@ -1,6 +1,7 @@
 """Files from strangers: code in them is not run, names in them lead nowhere else."""
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -170,6 +171,40 @@ def test_backbone_of_a_folder(capsys: Any, photos: Path, marker: Path, lost: Los
         assert not marker.exists()
         assert code == 1
         assert f"'{name}' is no model that comes with timm" in errors
+    lost(before, files_of(folder), "files")
+
+
+@pytest.mark.slow  # importing sentence-transformers takes seconds
+@pytest.mark.fault("code in a folder of a sentence model")
+@pytest.mark.parametrize("what", ["weights", "module"])
+def test_sentence_model(capsys: Any, photos: Path, marker: Path, lost: Lost, what: str) -> None:
+    importlib.import_module("msrn._torchvision")  # first: transformers imports torchvision
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1, "dog": 2}, unk_token="[UNK]"))
+    embedding = StaticEmbedding(tokenizer, embedding_weights=np.eye(3, 5, dtype=np.float32))
+    folder = photos.parent / "model"
+    SentenceTransformer(modules=[embedding], device="cpu").save(str(folder))
+    command = ("labels", "vectors", photos / "labels.csv", "--from", folder, "--out", photos.parent / "v.safetensors")
+    code, _, errors = run(capsys, *command)
+    assert code == 0, errors
+    if what == "weights":
+        (weights,) = folder.rglob("model.safetensors")
+        weights.unlink()
+        evil_torch(weights.with_name("pytorch_model.bin"), marker)
+    else:
+        (folder / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["type"] = "evil.Module"
+        (folder / "modules.json").write_text(json.dumps(modules))
+    before = files_of(folder)
+    code, _, errors = run(capsys, *command)
+    assert not marker.exists()
+    assert code == 1
+    assert "the folder holds no sentence model" in errors
     lost(before, files_of(folder), "files")
 
 
