@@ -210,6 +210,38 @@ def test_killed_in_the_middle_it_takes_its_run_along_and_goes_on_with_it(
     assert started(folder) == FINALS
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how_often", ["once", "twice", "alone"])
+def test_a_signal_ends_it_with_the_run_at_work_which_has_not_failed(
+    folder: ComparisonFolder, capfd: pytest.CaptureFixture[str], number: signal.Signals, how_often: str
+) -> None:
+    """To the comparison once or twice, or to the run's process alone."""
+    handler = signal.getsignal(number)
+    behave(folder, avg_pool__seed0=f"{number.name} {how_often}")
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as stop:
+        run(folder)
+    assert number == signal.SIGINT or stop.value.code == 143
+    assert signal.getsignal(number) is handler
+    assert capfd.readouterr().err.count("each run finishes its step and saves it first") == (how_often != "alone")
+    log = folder.path / "training" / "avg_pool-seed0" / "log.txt"
+    assert log.read_text() == ("" if how_often == "alone" else "told\n")
+    assert len(folder.records()) == 4
+    assert started(folder) == [*SEARCHES, "avg_pool-seed0"]
+    behave(folder)
+    run(folder)
+    assert started(folder) == FINALS
+
+
+def test_all_runs_at_work_are_told(folder: ComparisonFolder) -> None:
+    behave(folder, avg_pool__seed0__search__lr0___1="SIGTERM once", avg_pool__seed0__search__lr0___3="hangs")
+    with pytest.raises(SystemExit):
+        run(folder, num_jobs=2)
+    lines = (folder.path.parent / "started.txt").read_text().splitlines()
+    assert not any(is_alive(int(line.split()[1])) for line in lines)
+    assert sorted(started(folder)) == SEARCHES[:2]
+    assert folder.records() == []
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -508,6 +508,91 @@ def test_signals(capsys: Any, photos: Path, once: Any, lost: Lost, what: str) ->
     lost([weights], [weights_of(out)], "runs")
 
 
+# A comparison whose run does the same within that step, to all or to the comparison alone, and goes on once it has been told.
+COMPARED = """
+import os, signal, sys, time
+from pathlib import Path
+import msrn.compare.execute as execute
+Path(sys.argv[1]).write_text('''
+import os, sys, time
+import msrn.compare.worker as worker
+from msrn.training.module import MSRNModule
+from msrn.training.stopping import StopWhenAsked
+number, times, whom, real = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], MSRNModule.training_step
+del sys.argv[1:4]
+def step(self, batch, batch_idx):
+    if self.trainer.current_epoch == 1 and batch_idx == 1:
+        (stopping,) = (one for one in self.trainer.callbacks if isinstance(one, StopWhenAsked))
+        for count in range(1000 if times > 1 else 1):  # more than once, until it is killed
+            os.killpg(0, number) if whom == "all" else os.kill(os.getppid(), number)
+            while stopping.asked is None:
+                time.sleep(0.01)
+            time.sleep(0.1 * (times > 1))
+    return real(self, batch, batch_idx)
+MSRNModule.training_step = step
+worker.main()
+''')
+execute.WORKER = (sys.executable, *sys.argv[1:5])
+del sys.argv[1:5]
+import msrn.cli.main as cli
+cli.main()
+"""
+COMPARISON_STOPS = {  # signal, how often, to whom, exit code, steps that are saved
+    "Ctrl-C once": (signal.SIGINT, 1, "all", 130, STEPS + 2),
+    "Ctrl-C twice": (signal.SIGINT, 2, "all", 130, STEPS),
+    "SIGTERM once": (signal.SIGTERM, 1, "comparison", 143, STEPS + 2),
+    "SIGTERM twice": (signal.SIGTERM, 2, "comparison", 143, STEPS),
+    "SIGKILL": (signal.SIGKILL, 1, "comparison", -signal.SIGKILL, STEPS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.fault("Ctrl-C, SIGTERM while heads are compared: once, and twice")
+@pytest.mark.parametrize("what", COMPARISON_STOPS)
+def test_signals_while_comparing(capsys: Any, photos: Path, once: Any, lost: Lost, what: str) -> None:
+    """A terminal tells the run too, which does not take that for twice; others tell the comparison alone."""
+    number, times, whom, code, num_steps = COMPARISON_STOPS[what]
+    table = photos / "labels.csv"
+    table.write_text(table.read_text().replace("cat|dog,val", "cat|dog,test"))
+    arguments = ["compare", "scenes", f"data.root={photos}", *RECIPE, "data.test=test", "data.num_workers=1"]
+    arguments += ["trainer.max_epochs=2"]
+    arguments += ["--heads", "avg_pool", "--reference", "avg_pool", "--seeds", "1", "--keep", "--out"]
+
+    def result_of(out: Path) -> tuple[bytes, str]:
+        record = json.loads((out / "runs" / "avg_pool-seed0.json").read_text())
+        return weights_of(out / "training" / "avg_pool-seed0" / "run"), json.dumps(
+            [record["test"], record["val_mAP_by_epoch"]]
+        )
+
+    if "comparison" not in once:
+        assert run(capsys, *arguments, photos.parent / "once")[0] == 0
+        once["comparison"] = result_of(photos.parent / "once")
+    out = photos.parent / "comparison"
+    stopped = [
+        sys.executable,
+        "-c",
+        COMPARED,
+        str(photos.parent / "worker.py"),
+        str(int(number)),
+        str(times),
+        whom,
+        *arguments,
+    ]
+    done = subprocess.run([*stopped, str(out)], capture_output=True, text=True, check=False, start_new_session=True)
+    assert done.returncode == code, done.stderr
+    speaks = code > 0
+    assert ("each run finishes its step and saves it first" in done.stderr) == speaks
+    assert ("stopped by" in done.stderr) == speaks
+    assert "Traceback" not in done.stderr
+    assert not (out / "runs").exists()
+    saved = out / "training" / "avg_pool-seed0" / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == num_steps
+    check_whole(out)
+    assert run(capsys, *arguments, out)[0] == 0
+    assert json.loads((out / "runs" / "avg_pool-seed0.json").read_text())["was_resumed"]
+    lost([once["comparison"]], [result_of(out)], "runs")
+
+
 @pytest.mark.slow
 @pytest.mark.fault("a clock that is wrong, and files of another time")
 def test_clock(capsys: Any, photos: Path, once: Any, lost: Lost) -> None:

@@ -11,11 +11,24 @@ import threading
 import time
 from pathlib import Path
 
-
 def end_with_parent() -> None:
     while os.read(0, 1024):
         pass
     os._exit(1)
+
+
+def be_stopped(number: signal.Signals, how_often: str) -> None:
+    """Have the comparison told to stop, and end once it has passed that on; told "twice", it has to kill this process."""
+    if how_often != "alone":
+        told = threading.Event()
+        signal.signal(number, lambda *_: told.set())
+        for _ in range(1 + (how_often == "twice")):
+            os.kill(os.getppid(), number)
+            told.wait(60)
+        print("told" if told.is_set() else "not told", flush=True)
+        if how_often == "twice":
+            time.sleep(60)
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -24,13 +37,19 @@ def main() -> None:
     behaviour_file = out.parents[2] / "behaviour.json"
     behaviour = json.loads(behaviour_file.read_text()) if behaviour_file.exists() else {}
     does = behaviour.get(out.stem, "trains")
-    with (out.parents[2] / "started.txt").open("a") as started:
+    started_file = out.parents[2] / "started.txt"
+    with started_file.open("a") as started:
         started.write(f"{out.stem} {os.getpid()}\n")
     if does == "crashes":
         os.kill(os.getpid(), signal.SIGKILL)
     if does == "hangs":
         threading.Thread(target=end_with_parent, daemon=True).start()
         time.sleep(60)
+    if does.startswith("SIG"):
+        while "hangs" in behaviour.values() and len(started_file.read_text().splitlines()) < 2:
+            time.sleep(0.01)
+        name, how_often = does.split()
+        be_stopped(signal.Signals[name], how_often)
     record = job["record"]
     if does in ("fails", "diverges"):
         record |= {"failed": "the disk is full", "diverged": does == "diverges"}

@@ -1,4 +1,7 @@
-"""Carry out a comparison: a process a run, in order, each leaving its JSON; what is done stays done."""
+"""Carry out a comparison: a process a run, in order, each leaving its JSON; what is done stays done.
+
+Ctrl-C or SIGTERM once lets the runs at work save the step that they are in; twice ends them at once.
+"""
 
 import os
 import signal
@@ -6,9 +9,11 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -22,6 +27,11 @@ from msrn.recipes.load import without_paths
 from msrn.recipes.splits import read_splits
 
 WORKER = (sys.executable, "-m", "msrn.compare.worker")
+_NOTICE = (
+    b"\nstopping: each run finishes its step and saves it first. Once more stops now, with the last checkpoints.\n"
+)
+# How a run's process ends that was told to: by itself, or by the system before it trains and after.
+_STOPPED = {code: number for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number)}
 
 
 class Executor:
@@ -52,8 +62,9 @@ class Executor:
         self.num_jobs, self.keep, self.keep_predictions = num_jobs, keep, keep_predictions
         self.after_run = after_run
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock = threading.Lock()
-        self._is_stopped = False
+        self._lock = threading.RLock()  # a signal may come while this thread holds it
+        self._is_asked = False
+        self._stopped_by: int | None = None
         self._num_begun = 0
         self._today: list[Record] = []
 
@@ -92,12 +103,50 @@ class Executor:
         Raises:
             TrainingError: A run was made with another learning rate than the search finds now.
             DataError: Runs saw other images.
+            KeyboardInterrupt: After Ctrl-C.
+            SystemExit: After SIGTERM.
         """
         self._num_begun = progress(self.plan, self.folder)[0]
-        self._run_all(self.plan.search_runs())
-        finals = self.plan.final_runs(best_rates(self.folder.records()))
-        self.folder.check(self.plan, finals)
-        self._run_all(finals)
+        with self._listening():
+            self._run_all(self.plan.search_runs())
+            finals = self.plan.final_runs(best_rates(self.folder.records()))
+            self.folder.check(self.plan, finals)
+            self._run_all(finals)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM, which only the first thread can."""
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._is_asked:
+            self._kill()
+            _end(number)
+        self._is_asked = True
+        os.write(2, _NOTICE)  # printing is not safe while the program may be printing
+        self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        """Begin no more runs, and pass a signal on to those at work; to a run it is the same whether it comes once or twice."""
+        with self._lock:
+            self._stopped_by = self._stopped_by or number
+            for process in self._processes.values():
+                with suppress(ValueError):  # Windows, whose console tells them
+                    process.send_signal(number)
+
+    def _kill(self) -> None:
+        """End all runs at once; they go on from their last checkpoints."""
+        with self._lock:
+            self._stopped_by = self._stopped_by or signal.SIGTERM
+            for process in self._processes.values():
+                process.kill()
 
     def _run_all(self, runs: list[Run]) -> None:
         pending = [run for run in runs if not self.folder.is_done(run)]
@@ -109,20 +158,22 @@ class Executor:
         pool = ThreadPoolExecutor(self.num_jobs)
         try:
             for future in as_completed([pool.submit(self._run_one, run) for run in pending]):
-                future.result()
-                check_splits([*self.folder.records(), *self._today])
-                self.after_run()
+                if future.result():
+                    check_splits([*self.folder.records(), *self._today])
+                    self.after_run()
         except BaseException:
-            with self._lock:
-                self._is_stopped = True
-                for process in self._processes.values():
-                    process.kill()  # it goes on from its last checkpoint
+            self._kill()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+        if self._stopped_by is not None:
+            _end(self._stopped_by)
 
-    def _run_one(self, run: Run) -> None:
+    def _run_one(self, run: Run) -> bool:
+        """Carry a run out; False where it has not come to its end, which a stop has kept it from."""
         with self._lock:
+            if self._stopped_by is not None:
+                return False
             self._num_begun += 1
             _, num_all, left_s = progress(self.plan, self.folder)
             left = "" if left_s is None else f"; about {duration(left_s / self.num_jobs)} left"
@@ -149,16 +200,18 @@ class Executor:
         }
         write_json(training_dir / JOB_FILE, job)
         code = self._start(run, training_dir)
-        if self._is_stopped:
-            return
         found = self.folder.record(run)
         if found is None:
+            if code in _STOPPED:  # whoever told it means the comparison
+                self._stop(_STOPPED[code])
+            if self._stopped_by is not None:
+                return False
             log = training_dir / LOG_FILE
             found = {**record, "failed": f"its process {_ending(code)}; see {log.relative_to(self.folder.path)}"}
             write_json(record_file, found)
         if "failed" in found:
             self._print(f"  {run.name} failed: {found['failed']}", style="red")
-            return
+            return True
         test = "" if found["test"] is None else f", test mAP {100 * found['test']['mAP']:.2f}"
         self._print(
             f"  {run.name}: validation mAP {100 * found['val_mAP']:.2f} at epoch {found['best_epoch'] + 1}{test}, "
@@ -166,6 +219,7 @@ class Executor:
         )
         if not self.keep:
             self.folder.clear(run)
+        return True
 
     def _start(self, run: Run, training_dir: Path) -> int:
         """Run the process and wait for it."""
@@ -176,7 +230,7 @@ class Executor:
         command = [*WORKER, str(training_dir / JOB_FILE)]
         with (training_dir / LOG_FILE).open("ab") as log:
             with self._lock:
-                if self._is_stopped:
+                if self._stopped_by is not None:
                     return 1
                 # The pipe tells the process when this one has ended, however it did.
                 process = subprocess.Popen(
@@ -221,6 +275,11 @@ def estimate_s(run: Run, plan: Plan, records: Iterable[Record]) -> float | None:
     every = [seconds for own in by_variant.values() for seconds in own]
     own = by_variant.get(run.variant.name, every)
     return epochs * statistics.fmean(own) if own else None
+
+
+def _end(number: int) -> NoReturn:
+    """End as a signal would have."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _ending(code: int) -> str:

@@ -2,7 +2,7 @@
 
     python -m msrn.compare.worker JOB.json
 
-What it found is written to the job's file; a run that was killed goes on from its last checkpoint.
+What it found is written to the job's file; a run that was stopped or killed leaves none, and goes on from its last checkpoint.
 """
 
 import csv
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from msrn.recipes.load import save_recipe
 from msrn.recipes.run import METRICS_FILE, RECIPE_FILE, RunResult, train_recipe
 from msrn.recipes.schema import Recipe, validate_recipe
 from msrn.recipes.splits import read_splits
+from msrn.training.stopping import StopWhenAsked
 
 
 def carry_out(job: dict[str, Any]) -> dict[str, Any]:
@@ -117,11 +119,14 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Carry out the job of the file named on the command line; exit with 1 where it fails."""
+    """Carry out the job of the file named on the command line; exit with 1 where it fails, as `msrn train` does after a signal."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     _end_with_parent()
+    StopWhenAsked.ends_at_second = False
     try:
         record = carry_out(job)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         traceback.print_exc()
         text = without_folders(" ".join(str(error).split()))

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -22,10 +22,14 @@ class StopWhenAsked(pl.Callback):
     Attributes:
         asked: The signal, once it has come.
         has_begun: Whether training has come to its first step, with all that a checkpoint holds.
+        ends_at_second: Whether a second signal ends training at once. Not in a process whose parent passes signals on, and kills it
+            where it shall end at once: a terminal and a batch system send the same signal to both.
 
     Args:
         is_quiet: Say nothing when asked; only the first process of a run speaks.
     """
+
+    ends_at_second: ClassVar[bool] = True
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self.is_quiet = is_quiet
@@ -71,6 +75,8 @@ class StopWhenAsked(pl.Callback):
 
     def _note(self, number: int, frame: Any) -> None:
         if self.asked is not None:
+            if not self.ends_at_second:
+                return
             self.asked = number
             self.stop()
         self.asked = number
