@@ -1,6 +1,7 @@
 """What runs say together, against NumPy, and how it is told."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_one_seed_has_no_deviation_and_a_label_without_positives_no_mean() -> No
     assert summary["msrn"]["labels"]["cat"] == {"mean": None, "std": None}
 
 
+def test_a_metric_or_label_that_not_every_run_has_has_no_mean() -> None:
+    records = [make_record("msrn", seed, 0.5) for seed in (0, 1)]
+    records[0]["test"] |= {"new": 0.5, "labels": {**records[0]["test"]["labels"], "bird": 0.5}}
+    for first, second in (records, records[::-1]):
+        summary = summarise([{**first, "seed": 0}, {**second, "seed": 1}], "msrn")["msrn"]
+        none = {"mean": None, "std": None}
+        assert (summary.get("new", none), summary["labels"].get("bird", none)) == (none, none)
+        assert summary["labels"]["cat"]["mean"] == pytest.approx(0.4)
+    other = summarise([records[0], {**records[1], "variant": "csra"}], "csra")
+    assert other["msrn"]["difference"]["seeds"] == []
+
+
 def test_failed_runs_and_tries_are_not_in_the_mean() -> None:
     failed = {**make_record("msrn", 9, 0.0), "failed": "out of memory"}
     assert summarise([*RECORDS, failed], "msrn") == summarise(RECORDS, "msrn")
@@ -108,6 +121,11 @@ def test_ablations_at_the_rate_of_msrn_are_said_in_one_line() -> None:
     assert "at the learning rate of msrn: without groups, last stage only" in notes
 
 
+def test_rates_that_no_search_is_told_of_are_named(comparison: dict[str, Any]) -> None:
+    comparison["protocol"]["search"] = None
+    assert "MSRN tried lr 0.1, 0.3, 1" in note_lines(comparison)
+
+
 def test_what_an_earlier_call_compared_stays(comparison: dict[str, Any]) -> None:
     plan = Plan("scenes", (), (HEADS["csra"], HEADS["msrn"]), num_seeds=1)
     made = build_comparison(frame_of(plan, comparison), RECORDS)
@@ -143,3 +161,12 @@ def test_the_picture(comparison: dict[str, Any], tmp_path: Any) -> None:
         assert path.stat().st_size > 5000
     with pytest.raises(MSRNError, match=r"ends in \.svg or \.png"):
         save_comparison(comparison, tmp_path / "heads.txt")
+
+
+def test_the_picture_of_a_test_split_without_positives(tmp_path: Path) -> None:
+    record = make_record("msrn", 0, 0.5)
+    record["test"] |= {"mAP": None, "CF1": None, "OF1": None}
+    made = build_comparison(frame_of(PLAN), [record, make_record("avg_pool", 0, 0.5)])
+    save_comparison(made, tmp_path / "heads.svg")
+    assert (tmp_path / "heads.svg").stat().st_size > 5000
+    assert table_rows(made)[1][1] == "-"

@@ -19,9 +19,11 @@ import torch
 from command_line import run
 from image_files import bomb
 from PIL import EpsImagePlugin, Image
+from records import make_record
 from tiny_bundle import TINY, noise
 
 from msrn.bulk.writers import FORMATS, About, write_csv
+from msrn.compare import HEADS, ComparisonFolder, Plan, build_comparison, frame_of, write_comparison
 from msrn.data import open_source
 from msrn.data.cells import sorted_labels
 from msrn.data.images import read_image
@@ -30,6 +32,8 @@ from msrn.data.source import LabelledImages
 from msrn.data.split_table import verify_split, write_split
 from msrn.errors import DataError, ModelError, MSRNError, UnreadableImageError
 from msrn.export import OnnxPredictor
+from msrn.files import write_json
+from msrn.recipes.load import without_paths
 
 Lost = Callable[[Any, Any, str], None]
 TRAIN = [
@@ -283,6 +287,110 @@ def test_published_files(capsys: Any, tmp_path: Path, marker: Path, lost: Lost, 
     assert code == 1
     assert "nothing in this file was run" in errors
     lost(before, files_of(tmp_path), "files")
+
+
+def without(values: dict[str, Any], *keys: str, put: Any = None) -> bytes:
+    """JSON in which the value below these keys is another, or is not there."""
+    changed = json.loads(json.dumps(values))
+    below = changed
+    for key in keys[:-1]:
+        below = below[key]
+    del below[keys[-1]]
+    if put is not None:
+        below[keys[-1]] = put
+    return json.dumps(changed).encode()
+
+
+# What a file holds in place of a run's record or of the comparison, and what is said of it.
+COMPARISON_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
+    "an empty object": (lambda values: b"{}", "is damaged, or of something else ("),
+    "a list": (lambda values: b"[]", "is damaged, or of something else ("),
+    "nothing": (lambda values: b"", "cannot be read: "),
+    "half of it": (lambda values: json.dumps(values).encode()[:-40], "cannot be read: "),
+    "no UTF-8": (lambda values: b"\xff" + json.dumps(values).encode(), "cannot be read: "),
+    "lists 100,000 deep": (lambda values: b"[" * 100_000, "cannot be read: "),
+    "lists 60 deep": (
+        lambda values: json.dumps({**values, "more": json.loads("[" * 60 + "]" * 60)}).encode(), "more than 50 deep"
+    ),
+    "a number that is none": (lambda values: json.dumps({**values, "more": float("nan")}).encode(), "a number that is none"),
+    "a number that is infinite": (lambda values: json.dumps({**values, "more": 0}).encode()[:-2] + b"1e999}", "beyond 1e+100"),
+    "a number of 400 digits": (lambda values: json.dumps({**values, "more": 10**400}).encode(), "beyond 1e+100"),
+    "a number of 5,000 digits": (lambda values: b"1" * 5000, "beyond 1e+100"),
+    "the other file": (lambda values: json.dumps(make_record("avg_pool", 0, 0.5)["splits"]).encode(), "of something else ("),
+}  # fmt: skip
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> ComparisonFolder:
+    plan = Plan("scenes", (), (HEADS["avg_pool"],), num_seeds=2, reference="avg_pool")
+    records = {run.name: make_record("avg_pool", run.seed, 0.5, lr=0.002) for run in plan.final_runs({})}
+    records = {
+        run.name: {**records[run.name], "recipe": without_paths(plan.recipe_of(run))} for run in plan.final_runs({})
+    }
+    folder = ComparisonFolder(tmp_path / "comparison")
+    for name, record in records.items():
+        write_json(folder.path / "runs" / f"{name}.json", record)
+    write_comparison(folder, build_comparison(frame_of(plan), list(records.values())), picture=False)
+    return folder
+
+
+@pytest.mark.fault("a comparison whose files are damaged, or of something else")
+@pytest.mark.parametrize("what", COMPARISON_FAULTS)
+def test_comparison(capsys: Any, comparison: ComparisonFolder, lost: Lost, what: str) -> None:
+    """By all that read it: the report, going on, the list of runs, the rates of an earlier one."""
+    make, words = COMPARISON_FAULTS[what]
+    heads = ["compare", "scenes", "--heads", "avg_pool", "--reference", "avg_pool", "--seeds", "2"]
+    given = {
+        "--report": ["compare", "--report", comparison.path],
+        "--out": [*heads, "--out", comparison.path],
+        "--dry-run": [*heads, "--dry-run", "--out", comparison.path],
+        "--lr-from": [*heads, "--lr-from", comparison.path, "--dry-run", "--out", comparison.path.parent / "new"],
+    }
+    before = files_of(comparison.path)
+    for name in ("runs/avg_pool-seed1.json", "comparison.json"):
+        file = comparison.path / name
+        whole = file.read_bytes()
+        file.write_bytes(make(json.loads(whole)))
+        for option in given if name == "comparison.json" else list(given)[:3]:
+            code, _, errors = run(capsys, *given[option])
+            assert code == 1
+            assert errors.startswith(f"error: {file}")
+            assert words in errors
+            other = f"give another folder by {'--out' if option == '--dry-run' else option}."
+            advice = (
+                f"Bring it back as it was, or {other}"
+                if name == "comparison.json"
+                else "Delete it; the run will be made anew."
+            )
+            assert errors.endswith(f" {advice}\n")
+        file.write_bytes(whole)
+    lost(before, files_of(comparison.path), "files")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "put"),
+    [
+        ("runs/avg_pool-seed1.json", ("val_mAP",), "0.5"),
+        ("runs/avg_pool-seed1.json", ("seed",), True),
+        ("runs/avg_pool-seed1.json", ("lr",), None),
+        ("runs/avg_pool-seed1.json", ("recipe", "trainer"), []),
+        ("runs/avg_pool-seed1.json", ("test", "labels", "cat"), "all"),
+        ("runs/avg_pool-seed1.json", ("splits", "val", "sha256"), 7),
+        ("runs/avg_pool-seed1.json", ("machine", "versions", "torch"), None),
+        ("comparison.json", ("variants", "avg_pool", "title"), {}),
+        ("comparison.json", ("protocol", "settings", "data", "size"), [8]),
+        ("comparison.json", ("protocol", "seeds"), "01"),
+        ("comparison.json", ("skipped",), []),
+    ],
+)
+def test_comparison_with_another_value(
+    capsys: Any, comparison: ComparisonFolder, name: str, keys: Any, put: Any
+) -> None:
+    file = comparison.path / name
+    file.write_bytes(without(json.loads(file.read_text()), *keys, put=put))
+    code, _, errors = run(capsys, "compare", "--report", comparison.path)
+    assert code == 1
+    assert errors.startswith(f"error: {file} is damaged, or of something else ({'.'.join(keys)}")
 
 
 @pytest.mark.fault("code in a recipe")

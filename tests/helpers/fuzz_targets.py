@@ -1,5 +1,6 @@
 """Readers of files that strangers may hand in, each with files that it takes and a way to give it any bytes."""
 
+import functools
 import io
 import json
 import pickle
@@ -14,14 +15,19 @@ import torch
 from image_files import encoded, odd_images
 from onnx_files import small_onnx
 from PIL import Image
+from records import make_record
 from safetensors.torch import save
 
 from msrn.bulk import find_images
 from msrn.bundle import load_bundle
+from msrn.compare import HEADS, ComparisonFolder, Plan, Run, build_comparison, frame_of
+from msrn.compare.execute import estimate_s
+from msrn.compare.summary import markdown
 from msrn.compare.variants import read_variants
 from msrn.data import Source, open_source, read_image
 from msrn.data.voc import VOC_LABELS
 from msrn.export import OnnxPredictor
+from msrn.files import json_text
 from msrn.labels.graph_file import read_graph, write_graph
 from msrn.labels.label_vectors import LabelVectors, VectorOrigin
 from msrn.labels.pickles import read_published_graph, read_published_vectors
@@ -30,6 +36,7 @@ from msrn.labels.vector_file import read_vectors, write_vectors
 from msrn.labels.word_file import find_words
 from msrn.models.published import read_published_checkpoint
 from msrn.recipes import load_recipe
+from msrn.recipes.load import without_paths
 from msrn.training.fit import read_checkpoint, shapes_of
 
 # Values that make PyYAML's own constructors raise what is no error of YAML, or that grow.
@@ -40,6 +47,10 @@ YAML_VALUES = [
 YAML_FAULTS = [f"a: {value}\n".encode() for value in YAML_VALUES] + [
     b"name: !!bool x\n", b"model: {backbone_options: &a {b: *a}}\n", b"? [a]\n: 1\n", b"? {a: 1}\n: 1\n", b"!!int x",
     b"\xff", b"a: \0",
+]  # fmt: skip
+
+_JSON_FAULTS = [
+    b"{}", b"[]", b"null", b"1", b"", b"\xff", b"NaN", b"{", b"[" * 100_000, b'{"a":' * 100_000, b'{"record": 1}', b"1" * 5000,
 ]  # fmt: skip
 
 
@@ -265,6 +276,59 @@ def _read_bundle_with(name: str) -> Callable[[Path], object]:
     return read
 
 
+_PLAN = Plan("scenes", (), (HEADS["avg_pool"], HEADS["msrn"]), num_seeds=1, rates=(0.3,))
+_SEARCH, _FINAL = _PLAN.search_runs()[0], _PLAN.final_runs({"avg_pool": 0.3})[0]
+
+
+@functools.cache
+def _record(run: Run) -> dict[str, Any]:
+    made = make_record(run.variant.name, run.seed, 0.5, is_search=run.is_search)
+    return {**made, "recipe": without_paths(_PLAN.recipe_of(run))}
+
+
+def _failed() -> dict[str, Any]:
+    made = make_record(_FINAL.variant.name, _FINAL.seed, None, diverged=True)
+    return {**made, "recipe": _record(_FINAL)["recipe"]}
+
+
+def _runs() -> list[bytes]:
+    return [json.dumps(record).encode() for record in (_record(_FINAL), _failed())]
+
+
+def _jobs() -> list[bytes]:
+    return [json.dumps({"record": _record(_FINAL), **more}).encode() for more in ({}, {"keep": True})]
+
+
+def _comparisons() -> list[bytes]:
+    plans = (_PLAN, Plan("scenes", ("model.dim=8",), _PLAN.variants))
+    made = [build_comparison(frame_of(plan), [_record(_SEARCH), _record(_FINAL)]) for plan in plans]
+    return [json.dumps(comparison).encode() for comparison in made]
+
+
+def _read_comparison_with(name: str) -> Callable[[Path], object]:
+    """A comparison in which one file is the given one: told anew as by --report, and gone on with."""
+
+    def read(path: Path) -> None:
+        folder = ComparisonFolder(path.parent / "comparison")
+        if not folder.path.exists():
+            (folder.path / "runs").mkdir(parents=True)
+            folder.record_file(_SEARCH).write_text(json.dumps(_record(_SEARCH)))
+            (folder.path / "comparison.json").write_bytes(_comparisons()[0])
+            folder.training_dir(_FINAL).mkdir(parents=True)
+        (folder.path / name).write_bytes(path.read_bytes())
+        records, earlier = folder.records(), folder.earlier()
+        for frame in (earlier, frame_of(_PLAN, earlier)):
+            assert frame is not None
+            comparison = build_comparison(frame, records)
+            json_text(comparison, indent=2)
+            markdown(comparison).encode()
+        estimate_s(_FINAL, _PLAN, records)
+        folder.is_kept(_FINAL)
+        folder.check(_PLAN, [_FINAL])
+
+    return read
+
+
 TARGETS: dict[str, Target] = {
     "label graph of a pickle": Target(
         "x.pkl", lambda: [pickle.dumps({"adj": np.ones((2, 2)), "nums": np.ones(2)}, n) for n in (0, 2, 4)], read_published_graph
@@ -314,6 +378,15 @@ TARGETS: dict[str, Target] = {
     "variants": Target(
         "v.yaml", lambda: [b"a: [model.dim=8]\n", b"a:\n  - model.dim=8\nb: [model.head=csra]\n"], read_variants,
         faults=lambda: [b"- name: a\n  overrides: [model.dim=8]\n", *YAML_FAULTS],
+    ),
+    "comparison": Target(
+        "c.json", _comparisons, _read_comparison_with("comparison.json"), faults=lambda: [*_JSON_FAULTS, *_runs()]
+    ),
+    "comparison, a run": Target(
+        "r.json", _runs, _read_comparison_with(f"runs/{_FINAL.name}.json"), faults=lambda: [*_JSON_FAULTS, *_comparisons()]
+    ),
+    "comparison, a job": Target(
+        "j.json", _jobs, _read_comparison_with(f"training/{_FINAL.name}/job.json"), faults=lambda: [*_JSON_FAULTS, *_runs()]
     ),
     "bundle, configuration": Target("c.json", _bundle_seeds("config.json"), _read_bundle_with("config.json")),
     "bundle, weights": Target("w", _bundle_seeds("model.safetensors"), _read_bundle_with("model.safetensors")),

@@ -11,6 +11,9 @@ import threading
 import time
 from pathlib import Path
 
+MACHINE = {"processor": "some", "threads": 1, "gpu": None, "python": "3", "versions": {"torch": "2"}}
+
+
 def end_with_parent() -> None:
     while os.read(0, 1024):
         pass
@@ -70,7 +73,7 @@ def main() -> None:
             else {"mAP": score, "CF1": score, "OF1": score, "labels": {"cat": score}}
         }
         record |= {"parameters": 10, "flops": 20, "peak_memory_bytes": None, "process_seconds": 60.0, "splits": splits}
-        record |= {"chosen_by": "validation mAP", "machine": {"gpu": "none", "python": "3", "versions": {"torch": "2"}}}
+        record |= {"chosen_by": "validation mAP", "machine": MACHINE}
     temporary = out.with_suffix(".partial")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(json.dumps(record))

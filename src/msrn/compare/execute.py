@@ -212,7 +212,8 @@ class Executor:
         if "failed" in found:
             self._print(f"  {run.name} failed: {found['failed']}", style="red")
             return True
-        test = "" if found["test"] is None else f", test mAP {100 * found['test']['mAP']:.2f}"
+        test_mAP = found["test"] and found["test"]["mAP"]
+        test = "" if test_mAP is None else f", test mAP {100 * test_mAP:.2f}"
         self._print(
             f"  {run.name}: validation mAP {100 * found['val_mAP']:.2f} at epoch {found['best_epoch'] + 1}{test}, "
             f"{duration(found['process_seconds'])}"

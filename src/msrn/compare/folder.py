@@ -1,6 +1,5 @@
 """The folder of a comparison: a JSON file a run, what is being trained, and the comparison that is made of them."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msrn.compare.plan import Plan, Run, differences
+from msrn.compare.schema import check_comparison, check_job, check_run, read_checked
 from msrn.errors import TrainingError
 
 Record = dict[str, Any]
@@ -44,11 +44,11 @@ class ComparisonFolder:
     def record(self, run: Run) -> Record | None:
         """What a run left, or None if it has not ended yet."""
         path = self.record_file(run)
-        return _read(path) if path.exists() else None
+        return _read_record(path) if path.exists() else None
 
     def records(self) -> list[Record]:
         """What every run left, by name."""
-        return [_read(path) for path in sorted((self.path / "runs").glob("*.json"))]
+        return [_read_record(path) for path in sorted((self.path / "runs").glob("*.json"))]
 
     def earlier(self, option: str = "--out") -> dict[str, Any] | None:
         """The comparison that was made of the runs so far.
@@ -60,8 +60,8 @@ class ComparisonFolder:
             TrainingError: The folder holds other things.
         """
         if (self.path / COMPARISON_FILE).is_file():
-            earlier: dict[str, Any] = _read(self.path / COMPARISON_FILE)
-            return earlier
+            advice = f"Bring it back as it was, or give another folder by {option}."
+            return read_checked(self.path / COMPARISON_FILE, check_comparison, advice=advice)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise TrainingError(f"{self.path} is not empty and holds no comparison. Give another folder by {option}.")
         return None
@@ -84,7 +84,7 @@ class ComparisonFolder:
                 path = self.training_dir(run)
                 if not (path / JOB_FILE).is_file():
                     continue
-                record = _read(path / JOB_FILE)["record"]
+                record = _read_job(path / JOB_FILE)["record"]
             if changed := differences(record["recipe"], plan.recipe_of(run)):
                 raise TrainingError(
                     f"{path} was made with another recipe: {', '.join(changed)}. Go on with the recipe as it was, delete what "
@@ -120,7 +120,7 @@ class ComparisonFolder:
     def is_kept(self, run: Run) -> bool:
         """Whether checkpoints and bundle of a run were asked to stay."""
         job_file = self.training_dir(run) / JOB_FILE
-        return job_file.is_file() and bool(_read(job_file).get("keep"))
+        return job_file.is_file() and bool(_read_job(job_file).get("keep"))
 
     def clear(self, run: Run) -> None:
         """Remove checkpoints and bundle of a run."""
@@ -134,8 +134,9 @@ def is_diverged(record: Record) -> bool:
     return bool(record.get("diverged"))
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}. Delete it; the run will be made anew.") from None
+def _read_record(path: Path) -> Record:
+    return read_checked(path, check_run, advice="Delete it; the run will be made anew.")
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    return read_checked(path, check_job, advice="Delete its folder; the run will be made anew.")

@@ -65,8 +65,8 @@ def _summary(own: list[Record], reference: list[Record] | None) -> dict[str, Any
     speeds = [record["images_per_s"] for record in own if record["images_per_s"] is not None]
     peaks = [record["peak_memory_bytes"] for record in own if record["peak_memory_bytes"] is not None]
     summary = {
-        **{name: mean_and_std([value[name] for value in values]) for name in values[0]},
-        "labels": {label: mean_and_std([record["test"]["labels"][label] for record in own]) for label in labels},
+        **{name: mean_and_std([value.get(name) for value in values]) for name in values[0]},
+        "labels": {label: mean_and_std([record["test"]["labels"].get(label) for record in own]) for label in labels},
         "seeds": [record["seed"] for record in own],
         "lr": own[0]["lr"],
         "parameters": own[0]["parameters"],
@@ -94,7 +94,7 @@ def _difference(own: list[Record], reference: list[Record]) -> dict[str, Any]:
     others = {record["seed"]: _metrics(record) for record in reference}
     pairs = [(_metrics(record), others[record["seed"]]) for record in own if record["seed"] in others]
     found: dict[str, Any] = {
-        name: mean_and_std([_minus(mine[name], theirs.get(name)) for mine, theirs in pairs])
+        name: mean_and_std([_minus(mine.get(name), theirs.get(name)) for mine, theirs in pairs])
         for name in (pairs[0][0] if pairs else ())
     }
     return {**found, "seeds": [record["seed"] for record in own if record["seed"] in others]}
@@ -222,11 +222,12 @@ def _rate_line(protocol: dict[str, Any]) -> str:
 def note_lines(comparison: dict[str, Any]) -> list[str]:
     """What a reader has to know beside the table."""
     lines = []
+    searched = (comparison["protocol"]["search"] or {}).get("rates")
     followers: dict[str, list[str]] = {}
     for variant in comparison["variants"].values():
         title = variant["title"]
         diverged = [f"{tried['lr']:g}" for tried in variant["search"] if tried["val_mAP"] is None]
-        if variant["rates"] and variant["rates"] != comparison["protocol"]["search"]["rates"]:
+        if variant["rates"] and variant["rates"] != searched:
             lines.append(f"{title} tried lr {', '.join(f'{rate:g}' for rate in variant['rates'])}")
         if diverged:
             lines.append(f"{title} diverged at lr {', '.join(diverged)}")

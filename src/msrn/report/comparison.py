@@ -59,7 +59,8 @@ def _draw(comparison: dict[str, Any]) -> "Figure":
     for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
         mean = 100 * (summary[name]["mAP"]["mean"] or 0.0)
         std = None if summary[name]["mAP"]["std"] is None else 100 * summary[name]["mAP"]["std"]
-        seeds = [100 * run["mAP"] for run in comparison["runs"] if run["variant"] == name]
+        own = [run for run in comparison["runs"] if run["variant"] == name]
+        seeds = [100 * run["mAP"] for run in own if run["mAP"] is not None]
         dots.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.35, markersize=7, markeredgewidth=0)
         dots.errorbar(mean, row, xerr=std, fmt="|", color=colour, markersize=13, capsize=3, linewidth=1.6)
     titles = [f"{comparison['variants'][name]['title']}  {row + 1}" for row, name in enumerate(names)]
