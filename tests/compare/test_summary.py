@@ -170,3 +170,10 @@ def test_the_picture_of_a_test_split_without_positives(tmp_path: Path) -> None:
     save_comparison(made, tmp_path / "heads.svg")
     assert (tmp_path / "heads.svg").stat().st_size > 5000
     assert table_rows(made)[1][1] == "-"
+
+
+def test_dollar_signs_in_names_are_no_formula_of_the_picture(comparison: dict[str, Any], tmp_path: Path) -> None:
+    r"""Matplotlib would not draw this one: \q is no command of its formulas."""
+    comparison["protocol"]["recipe"] = comparison["variants"]["msrn"]["title"] = r"$\q$"
+    save_comparison(comparison, tmp_path / "heads.svg")
+    assert (tmp_path / "heads.svg").stat().st_size > 5000
