@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msrn.markdown import plain
+
 _HEADS = {"msrn": "MSRN", "csra": "CSRA", "ml_gcn": "ML-GCN", "ml_decoder": "ML-Decoder"}
 
 
@@ -17,9 +19,9 @@ def model_card(config: dict[str, Any]) -> str:
         "tags: [multi-label, image-classification, msrn]",
         "---",
         "",
-        f"# {head} on {architecture.get('backbone')}, {len(labels)} labels",
+        "# " + plain(f"{head} on {architecture.get('backbone')}, {len(labels)} labels"),
         "",
-        "Predicts which of these labels an image shows: " + ", ".join(labels) + ".",
+        "Predicts which of these labels an image shows: " + ", ".join(map(plain, labels)) + ".",
         "",
         "```python",
         "import msrn",
@@ -29,7 +31,7 @@ def model_card(config: dict[str, Any]) -> str:
         "```",
         "",
         f"Input: RGB, the whole image resized to {size[0]} x {size[1]} (height x width). A label is predicted where its "
-        + _decision(config),
+        + plain(_decision(config)),
         "",
     ]
     if training:
@@ -40,7 +42,7 @@ def model_card(config: dict[str, Any]) -> str:
             for name, value in training.items()
             if name != "recipe"
         }
-        lines += [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in facts.items()]
+        lines += ["- " + plain(f"{name.replace('_', ' ')}: {_shown(value)}") for name, value in facts.items()]
         lines += ["", "The whole recipe is in `config.json`.", ""]
     lines += [
         "## Limits",

@@ -9,6 +9,7 @@ from msrn.compare.plan import SEARCH_SEED, Plan, shown_overrides
 from msrn.compare.summary import best_rates, is_failure, markdown, summarise
 from msrn.errors import DataError, MissingDependencyError, TrainingError
 from msrn.files import write_json, write_text
+from msrn.markdown import plain
 from msrn.recipes.load import without_paths
 
 _FAILED_KEYS = ("variant", "seed", "is_search", "lr", "failed")
@@ -100,7 +101,7 @@ def build_comparison(frame: dict[str, Any], records: Sequence[Record]) -> dict[s
 def write_comparison(folder: ComparisonFolder, comparison: dict[str, Any], *, picture: bool = True) -> None:
     """Write `comparison.json` and `comparison.md`, and the picture where matplotlib is installed."""
     write_json(folder.path / COMPARISON_FILE, comparison)
-    title = f"# {comparison['protocol']['recipe']}: heads under one protocol"
+    title = f"# {plain(comparison['protocol']['recipe'])}: heads under one protocol"
     write_text(folder.path / TABLE_FILE, f"{title}\n\n{markdown(comparison)}\n")
     if picture and comparison["summary"]:
         from msrn.report import save_comparison

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msrn.compare.folder import Record, is_diverged
+from msrn.markdown import plain
 
 # Counts of a test report; everything else that is a number is a metric.
 _COUNTS = ("num_images", "num_unknown", "images", "threshold")
@@ -177,7 +178,7 @@ def duration(seconds: float) -> str:
 
 def markdown_table(comparison: dict[str, Any]) -> str:
     """The table for a page."""
-    rows = [HEADER, ["---"] * len(HEADER), *table_rows(comparison)]
+    rows = [HEADER, ["---"] * len(HEADER), *([plain(title), *values] for title, *values in table_rows(comparison))]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -252,11 +253,11 @@ def note_lines(comparison: dict[str, Any]) -> list[str]:
 def markdown(comparison: dict[str, Any]) -> str:
     """The comparison for a page: protocol, table, notes."""
     parts = [
-        "\n".join(f"- {line}" for line in protocol_lines(comparison)),
+        "\n".join(f"- {plain(line)}" for line in protocol_lines(comparison)),
         markdown_table(comparison),
     ]
     if notes := note_lines(comparison):
-        parts.append("\n".join(f"- {line}" for line in notes))
+        parts.append("\n".join(f"- {plain(line)}" for line in notes))
     return "\n\n".join(parts)
 
 
