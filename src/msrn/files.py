@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         raise _not_written(path, error) from error
     try:
         yield temporary
-        for folder, _, names in os.walk(temporary):  # unlike `rglob`, which remembers every path
+        for folder, _, names in walk(temporary):  # unlike `rglob`, which remembers every path
             for name in names:
                 _flush(Path(folder, name))
             _flush(Path(folder))
@@ -261,6 +261,22 @@ def remove_leftovers(folder: Path, *names: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def walk(
+    top: str | Path, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """A folder and all below it, as `os.walk` gives them from the top down, however deep they lie.
+
+    Before Python 3.12 `os.walk` calls itself for each folder within another, and a thousand of these are too many for it.
+    """
+    coming = [os.fspath(top)]
+    while coming:
+        for parent, folders, names in os.walk(coming.pop(), onerror=on_error):
+            yield parent, folders, names
+            below = [os.path.join(parent, name) for name in reversed(folders)]  # noqa: PTH118
+            coming += [folder for folder in below if not os.path.islink(folder)]  # noqa: PTH114
+            break  # not what lies further down
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

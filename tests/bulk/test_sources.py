@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deep_folders import nested
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,16 +123,8 @@ def test_a_folder_that_cannot_be_listed_is_an_unreadable_image(photos: Path, mon
 @pytest.fixture
 def too_deep(photos: Path) -> Iterator[Path]:
     """A folder that not even root can list: its path is longer than the system takes."""
-    handle = os.open(photos, os.O_RDONLY)
-    name = "d" * 250
-    for _ in range(20):
-        os.mkdir(name, dir_fd=handle)
-        below = os.open(name, os.O_RDONLY, dir_fd=handle)
-        os.close(handle)
-        handle = below
-    os.close(handle)
-    yield photos / name
-    shutil.rmtree(photos / name)
+    with nested(photos, depth=20, name="d" * 250):
+        yield photos / ("d" * 250)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how long a path may be")
@@ -153,6 +146,27 @@ def test_a_folder_that_a_glob_or_an_address_cannot_look_into_is_an_unreadable_im
         ):
             read_image(closed)
         assert len(set(found) - {closed}) == len(found) - 1 == count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long a path may be")
+def test_folders_that_lie_a_thousand_deep(tmp_path: Path) -> None:
+    """More than Python's calls within calls; a path of 2,400 signs is none that is too long."""
+    (tmp_path / "z.png").touch()
+    with nested(tmp_path, depth=1200, file=("0.png", b"")) as deep:
+        for sources in ([tmp_path], [tmp_path, deep], [f"file://{tmp_path}"]):
+            found = names(*sources)
+            assert sorted(path.removeprefix("file://") for path in found) == sorted(
+                [str(deep), str(tmp_path / "z.png")]
+            )
+        for pattern in ("**/*.png", "**/**/*.png", f"{'*/' * 1200}*.png"):
+            found = names(f"{tmp_path}/{pattern}")
+            assert found == ([str(deep)] if pattern.startswith("*/") else [str(tmp_path / "z.png"), str(deep)])
+        assert list_images(tmp_path) == [deep, tmp_path / "z.png"]
+    with nested(tmp_path, depth=2500, file=("0.png", b"")):
+        top, closed = find_images([tmp_path])
+        assert top == tmp_path / "z.png"
+        with pytest.raises(UnreadableImageError, match=r"the folder cannot be listed \(File name too long\)"):
+            read_image(closed)
 
 
 def test_a_link_that_leads_to_itself_hides_no_folder(photos: Path) -> None:

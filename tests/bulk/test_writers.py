@@ -109,3 +109,13 @@ def test_no_sidecar_takes_the_place_of_another(tmp_path: Path, paths: tuple[str,
     assert [path.name for path in tmp_path.rglob("*")] == ["side", "old.xmp"]  # nothing was lost
     write_sidecars([rows[0], rows[0]], tmp_path / "side", About(paths, "m"))  # an image that is listed twice
     assert len([path for path in tmp_path.rglob("*.xmp") if path.is_file()]) == 1
+
+
+def test_no_sidecar_lies_hundreds_of_folders_deep(tmp_path: Path) -> None:
+    """Making and removing so many takes more calls within calls than Python has."""
+    rows = [{"path": f"{'d/' * depth}a.png", "labels": []} for depth in (200, 1200)]
+    write_sidecars(rows[:1], tmp_path / "side", About((), "m"))
+    with pytest.raises(MSRNError, match=r"a\.png: it lies more than 200 folders deep, .* --format jsonl writes"):
+        write_sidecars(rows, tmp_path / "side", About((), "m"))
+    assert [path.name for path in tmp_path.iterdir()] == ["side"]
+    assert len([path for path in tmp_path.rglob("*.xmp") if path.is_file()]) == 1  # the earlier ones stay

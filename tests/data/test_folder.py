@@ -1,7 +1,8 @@
-import os
+import sys
 from pathlib import Path
 
 import pytest
+from deep_folders import nested
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from msrn.data.folder import FolderSource
 from msrn.data.open import open_source
 from msrn.data.source import LabelledImages, Problem
 from msrn.errors import DataError, SourceNotFoundError
+from msrn.files import walk
 
 
 def make(root: Path, *names: str) -> Path:
@@ -105,16 +107,32 @@ def test_what_is_no_tree(tmp_path: Path, name: str) -> None:
 def test_recognising_looks_at_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *(f"deep/{number}/{file}.txt" for number in range(120) for file in range(10)))
     visited = []
-    walk = os.walk
 
-    def counted(folder: Path):
-        for entry in walk(folder):
+    def counted(*arguments):
+        for entry in walk(*arguments):
             visited.append(entry[0])
             yield entry
 
-    monkeypatch.setattr("msrn.data.folder.os.walk", counted)
+    monkeypatch.setattr("msrn.data.folder.walk", counted)
     assert not FolderSource.recognises(tmp_path)
     assert len(visited) <= 102
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long a path may be")
+def test_folders_that_lie_a_thousand_deep(tmp_path: Path) -> None:
+    make(tmp_path, "cat/1.jpg")
+    with nested(tmp_path / "dog", depth=1200, file=("2.jpg", b"")):
+        images = open_source(tmp_path).read("train")
+        assert present(images) == {"1.jpg": ["cat"], "2.jpg": ["d", "dog"]}
+    with nested(tmp_path / "dog", depth=2500, file=("2.jpg", b"")):  # a path that the system does not take
+        make(tmp_path, "dog/3.jpg")
+        with pytest.raises(
+            DataError, match=r"the folder cannot be listed \(File name too long\), so its images are missing"
+        ):
+            open_source(tmp_path)
+        problems: list[Problem] = []
+        assert present(open_source(tmp_path, problems=problems).read("train")) == {"1.jpg": ["cat"], "3.jpg": ["dog"]}
+        assert [problem.kind for problem in problems] == ["unreadable folder"]
 
 
 @given(st.dictionaries(st.integers(0, 99), st.lists(st.sampled_from("abc"), min_size=1, max_size=3), min_size=1))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import run
+from deep_folders import nested
 from image_files import bomb, encoded, odd_images
 from PIL import Image
 from tiny_bundle import TINY, noise, save_tiny_bundle
@@ -199,6 +200,31 @@ LABELS = [
     "NA", "N/A", "null", "None", "1e5", "007", "True", "0", "1", "船", "🙂", "two words", "line\nbreak", "a,b", "<b>", "=1+1", "[]",
     "x|y",
 ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long a path may be")
+@pytest.mark.fault("folders that lie a thousand deep, or deeper than a path may be long")
+def test_deep_folders(capsys: Any, tmp_path: Path, bundle_dir: Path, lost: Lost) -> None:
+    photos = tmp_path / "photos"
+    for label in ("cat", "dog"):
+        (photos / label).mkdir(parents=True)
+        noise(1).save(photos / label / "1.png")
+    image = encoded(noise(0))
+    out, errors_file = tmp_path / "tags.jsonl", tmp_path / "tags.jsonl.errors.jsonl"
+    options = ["--out", out, "--workers", "0", "--overwrite"]
+    with nested(photos / "dog", depth=1200, file=("0.png", image)) as deep:
+        paths = [str(deep), *(str(photos / label / "1.png") for label in ("cat", "dog"))]
+        assert run(capsys, "predict", bundle_dir, photos, *options)[0] == 0
+        lost(paths, [json.loads(line)["path"] for line in out.read_text().splitlines()], "images that are answered")
+        assert run(capsys, "data", "check", photos)[0] == 0
+        lost(paths, map(str, open_source(photos).read("train").paths), "images of a data set")
+    with nested(photos / "dog", depth=2500, file=("0.png", image)):
+        assert run(capsys, "predict", bundle_dir, photos, *options)[0] == 0
+        lost(paths[1:], [json.loads(line)["path"] for line in out.read_text().splitlines()], "images beside it")
+        assert "the folder cannot be listed (File name too long)" in errors_file.read_text()
+        code, said, _ = run(capsys, "data", "check", photos)
+        assert code == 1
+        assert "unreadable folder" in said
 
 
 @pytest.mark.fault("labels that look like something else")

@@ -21,7 +21,7 @@ from msrn.bulk.parts import Parts, is_begun
 from msrn.bulk.sources import STANDARD_INPUT, check_sources, find_images, list_remote
 from msrn.bulk.writers import FORMATS, About, find_format, write_errors
 from msrn.errors import MSRNError
-from msrn.files import check_can_write, remove_leftovers
+from msrn.files import check_can_write, remove_leftovers, walk
 from msrn.predict import Predictor
 
 ENGINES = ("local", "ray")
@@ -304,7 +304,7 @@ def default_workers(device: torch.device) -> int:
 
 def _check_sidecars(out: Path) -> None:
     """Refuse to replace a folder that holds more than sidecars."""
-    found = (name for _, _, names in os.walk(out) for name in names)
+    found = (name for _, _, names in walk(out) for name in names)
     if out.exists() and not (out.is_dir() and all(map(_is_sidecar, found))):
         raise MSRNError(f"{out} holds other things than XMP sidecars; it is left alone. Give a new folder.")
 

@@ -250,13 +250,14 @@ class _Walk:
         return self._last[1]
 
     def _has_listed(self, folder: str) -> bool:
-        if folder in self._closed:
-            return False
-        if folder == self._root:
-            return True
-        above, name = os.path.split(folder)
-        is_entered = name != "" and not name.startswith(".") and not os.path.islink(folder)  # noqa: PTH114
-        return is_entered and self._has_listed(above)
+        while folder not in self._closed:
+            if folder == self._root:
+                return True
+            above, name = os.path.split(folder)
+            if name == "" or name.startswith(".") or os.path.islink(folder):  # noqa: PTH114
+                return False
+            folder = above
+        return False
 
 
 class _Earlier:
@@ -367,36 +368,38 @@ def list_remote(files: Any, folder: str) -> list[tuple[str, bool]]:
     return sorted(found, key=lambda entry: f"{entry[0]}/" if entry[1] else entry[0])  # as whole paths are sorted
 
 
-def _remote_below(files: Any, found: Iterable[tuple[str, bool]]) -> Iterator[ImageRef]:
-    for name, is_folder in found:
+def _remote_below(files: Any, found: list[tuple[str, bool]]) -> Iterator[ImageRef]:
+    coming = found[::-1]
+    while coming:
+        name, is_folder = coming.pop()
         if not is_folder:
             if _is_image(name):
                 yield RemoteImage(files.unstrip_protocol(name))
             continue
         try:
-            below = list_remote(files, name)
+            coming += list_remote(files, name)[::-1]
         except FileNotFoundError:  # went, or is a folder without anything in it
             continue
         except Exception as error:  # every file system has its own
             yield ClosedFolder(files.unstrip_protocol(name), str(error) or type(error).__name__)
-        else:
-            yield from _remote_below(files, below)
 
 
-def _images_below(folder: Path) -> Iterator[ImageRef]:
+def _images_below(top: Path) -> Iterator[ImageRef]:
     """Files first, then folder by folder, each sorted by name."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-    except OSError as error:
-        yield ClosedFolder(folder, error.strerror or str(error))
-        return
-    visible = [(name, is_folder) for name, is_folder in found if not name.startswith(".")]
-    for name, is_folder in visible:
-        if not is_folder and _is_image(name):
-            yield folder / name
-    for name in [name for name, is_folder in visible if is_folder]:
-        yield from _images_below(folder / name)
+    coming = [top]  # and no calls within calls: folders may lie thousands deep
+    while coming:
+        folder = coming.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        except OSError as error:
+            yield ClosedFolder(folder, error.strerror or str(error))
+            continue
+        visible = [(name, is_folder) for name, is_folder in found if not name.startswith(".")]
+        for name, is_folder in visible:
+            if not is_folder and _is_image(name):
+                yield folder / name
+        coming += [folder / name for name, is_folder in reversed(visible) if is_folder]
 
 
 def _images_of_table(table: Path, options: _TableOptions) -> Iterator[ImageRef]:
@@ -480,11 +483,24 @@ def _matches(pattern: str) -> Iterator[Path | ClosedFolder]:
 
 def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path | ClosedFolder]:
     """What matches the parts of a glob below a folder. Only the names of the folders on the way are held."""
+    levels = [_look(folder, parts)]  # and no calls within calls: folders may lie thousands deep
+    while levels:
+        found = next(levels[-1], None)
+        if found is None:
+            levels.pop()
+        elif isinstance(found, tuple):
+            levels.append(_look(*found))
+        else:
+            yield found
+
+
+def _look(folder: Path, parts: Sequence[str]) -> Iterator[Path | ClosedFolder | tuple[Path, Sequence[str]]]:
+    """What matches in a folder itself, and where to look further, with the parts that then are to be matched."""
     first, *rest = parts
     if first == "**":
         while rest and rest[0] == "**":  # as one of them
             rest = rest[1:]
-        yield from _below(folder, rest or ["*"])
+        yield folder, rest or ["*"]
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False), _is_plain(entry)) for entry in entries)
@@ -498,10 +514,10 @@ def _below(folder: Path, parts: Sequence[str]) -> Iterator[Path | ClosedFolder]:
             continue
         if first == "**":
             if is_folder:
-                yield from _below(folder / name, parts)
+                yield folder / name, parts
         elif fnmatch.fnmatchcase(name, first):
             if rest and is_folder:
-                yield from _below(folder / name, rest)
+                yield folder / name, rest
             elif not rest and is_plain:
                 yield folder / name
 

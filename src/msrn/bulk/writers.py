@@ -33,6 +33,7 @@ _DC = "http://purl.org/dc/elements/1.1/"
 _XMP_BASIC = "http://ns.adobe.com/xap/1.0/"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MOST_NAME = 250  # bytes; file systems allow 255, with .xmp behind
+_MOST_FOLDERS = 200  # to make and remove them takes a call within a call for each
 _PACKET_ID = "W5M0MpCehiHzreSzNTczkc9d"
 
 
@@ -144,11 +145,17 @@ def write_sidecars(rows: Iterable[Row], out: Path, about: About) -> None:
     Keywords are `dc:subject`, which is also where the IPTC's keywords stand in XMP; an image that could not be read has none.
 
     Raises:
-        MSRNError: Two images have the same place, such as `a/x.png` and `/a/x.png`; nothing is written.
+        MSRNError: Two images have the same place, such as `a/x.png` and `/a/x.png`, or one lies hundreds of folders deep;
+            nothing is written.
     """
     with replace_folder(out) as temporary:
         for row in _readable(rows):
             name = f"{_below(row['path'])}.xmp"
+            if name.count("/") > _MOST_FOLDERS:
+                raise MSRNError(
+                    f"{row['path']}: it lies more than {_MOST_FOLDERS} folders deep, and so would its sidecar. The same command "
+                    "with --format jsonl writes what was found into one file."
+                )
             sidecar = _sidecar([label["name"] for label in row["labels"]], about.model)
             try:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)

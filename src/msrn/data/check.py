@@ -23,6 +23,7 @@ from msrn.data.packed import PackedImage
 from msrn.data.source import LabelledImages, Problem, Source, is_outside, new_target
 from msrn.data.split import split_hash
 from msrn.errors import DataError, SourceNotFoundError, UnreadableImageError
+from msrn.files import walk
 
 Decode = Literal["auto", "all", "none"]
 Progress = Callable[[str, int, int], None]
@@ -789,7 +790,7 @@ def _check_unlisted(rows: _Rows, log: _Log) -> None:
     top, root = Path(os.path.commonpath(folders)), Path(os.path.abspath(rows.source.root))  # noqa: PTH100
     if not top.is_relative_to(root):
         return
-    for parent, inner, names in os.walk(top):
+    for parent, inner, names in walk(top):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         files = [
             os.path.join(parent, name)  # noqa: PTH118

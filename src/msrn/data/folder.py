@@ -1,13 +1,14 @@
 """A tree of folders that are named after labels."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from msrn.data.images import IMAGE_SUFFIXES
 from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, new_target
 from msrn.errors import DataError, SourceNotFoundError
+from msrn.files import walk
 
 # Where a folder holds one of these, the labels are probably told there, and its folders are not named after them.
 _TELLS_LABELS = frozenset({".csv", ".json", ".jsonl", ".parquet", ".tar", ".tsv", ".xlsx"})
@@ -81,7 +82,7 @@ class FolderSource(Source):
 
     def _walk(self, has_splits: bool, separator: str | None) -> None:
         start = len(self.root.parts)
-        for parent, names in _folders_below(self.root):
+        for parent, names in _folders_below(self.root, self._report_closed):
             images = sorted(name for name in names if _is_image(name))
             parts = parent.parts[start:]
             split = "train"
@@ -100,6 +101,12 @@ class FolderSource(Source):
                     file=parent / name,
                 )
 
+    def _report_closed(self, error: OSError) -> None:
+        folder = Path(error.filename)
+        reason = error.strerror or error
+        message = f"{folder}: the folder cannot be listed ({reason}), so its images are missing. Change its permissions or move it."
+        self._report("unreadable folder", message, file=folder)
+
     def _read(self, split: str) -> LabelledImages:
         column_of_label = {label: column for column, label in enumerate(self.label_names)}
         labels = self._labels[split]
@@ -114,9 +121,9 @@ def _labels_in(parts: tuple[str, ...], separator: str | None) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def _folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def _folders_below(root: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str]]]:
     """The root and every folder below it that is not hidden, with the names of its files; sorted from the top down."""
-    for parent, folders, names in os.walk(root):
+    for parent, folders, names in walk(root, on_error):
         folders[:] = sorted(filter(_is_shown, folders))
         yield Path(parent), names
 

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from msrn.data.packed import PackedImage, open_regular
 from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
+from msrn.files import walk
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -210,7 +211,7 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 def _images_below(folder: Path) -> list[Path]:
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         is_image = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
         files.extend(Path(parent, name) for name in is_image)

@@ -14,6 +14,7 @@ from msrn.data.packed import is_file
 from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, new_target
 from msrn.data.table import PATH_COLUMNS, SPLIT_COLUMNS
 from msrn.errors import DataError, SourceNotFoundError
+from msrn.files import walk
 
 _IMAGE_KEYS = ("image", "img", "image_url", "url", *PATH_COLUMNS)
 _CHOICE_KEYS = ("choice", "choices")  # what Label Studio's templates call the field
@@ -245,7 +246,7 @@ class LabelStudioSource(Source):
     def _below(self, name: str) -> list[Path]:
         if self._files_below is None:
             self._files_below = {}
-            for folder, _, names in os.walk(self.root):
+            for folder, _, names in walk(self.root):
                 for file in names:
                     self._files_below.setdefault(file, []).append(Path(folder, file))
         return self._files_below.get(name, [])
