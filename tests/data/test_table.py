@@ -510,6 +510,75 @@ def test_columns_of_parquet_that_are_no_cells_are_passed_over(tmp_path: Path) ->
         TableSource(tmp_path / "t.parquet")
 
 
+DATES = [
+    "date32",
+    "time32[ms]",
+    "date64[ms]",
+    "time64[us]",
+    "time64[ns]",
+    *(f"duration[{unit}]" for unit in ("ms", "us", "ns")),
+]
+ZONES = [None, "UTC", "+02:00", "Europe/Berlin", "Mars/Base", "+99:99", "", "\0"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(DATES) | st.tuples(st.sampled_from(["ms", "us", "ns"]), st.sampled_from(ZONES)),
+    shape=st.sampled_from(["plain", "dictionary", "list", "list of a dictionary"]),
+    values=st.lists(
+        st.integers(-(2**63), 2**63 - 1) | st.integers(-(10**6), 10**6) | st.none(), min_size=1, max_size=4
+    ),
+)
+def test_dates_of_any_kind_beside_the_labels(
+    tmp_path_factory: pytest.TempPathFactory, kind: str | tuple[str, str | None], shape: str, values: list[int | None]
+) -> None:
+    """Years that Python does not have, zones that nobody knows."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    of = pa.timestamp(*kind) if isinstance(kind, tuple) else pa.type_for_alias(kind)
+    is_short = of.bit_width == 32
+    short = [None if value is None else value % 2**32 - 2**31 for value in values]
+    column = pa.array(short if is_short else values, pa.int32() if is_short else pa.int64()).view(of)
+    if "dictionary" in shape:
+        column = column.dictionary_encode()
+    if "list" in shape:
+        column = pa.ListArray.from_arrays([*range(len(column) + 1)], column)
+    table = tmp_path_factory.mktemp("dates") / "t.parquet"
+    count = len(values)
+    columns = {"path": [f"{i}.jpg" for i in range(count)], "date": column, "label": ["cat"] * count}
+    try:
+        pq.write_table(pa.table(columns), table)
+    except pa.ArrowException:  # not every one can be written
+        return
+    assert TableSource(table).read("train").target.tolist() == [[1]] * count
+
+
+@pytest.mark.fault("dates, times and zones in a Parquet table that Python does not know")
+def test_odd_dates(tmp_path: Path, lost: Any) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "path": ["a.jpg", "b.jpg"],
+        "label": pa.array([0, 20_000], pa.int32()).cast(pa.date32()),
+        "taken": pa.array([0, 10**15], pa.int64()).cast(pa.timestamp("us", "Mars/Base")),
+        "took": pa.array([0, 2**62], pa.int64()).cast(pa.duration("ms")),
+        "far": pa.array([2**31 - 1, -(2**31)], pa.int32()).cast(pa.date32()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    source = TableSource(tmp_path / "t.parquet", group_column="taken")
+    assert source.label_names == ("1970-01-01", "2024-10-04")
+    assert source.groups("train") == ("1970-01-01 00:00:00.000000Z", "2001-09-09 01:46:40.000000Z")
+    lost(columns["path"], names(source.read("train")), "images")
+    with pytest.raises(DataError, match=r"t\.parquet:1: expected labels such as .*, got duration\[ms\]\."):
+        TableSource(tmp_path / "t.parquet", label_column="took")
+
+
+def test_a_header_of_parquet_that_repeats_a_name(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = [pa.array([text]) for text in ("a.jpg", "cat", "x", "y")]
+    pq.write_table(pa.table(columns, names=["path", "label", "x", "x"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: the header repeats x\. Give every column its own name"):
+        TableSource(tmp_path / "t.parquet")
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_rows(tmp_path / "t.parquet", [{"path": "a.jpg", "labels": ["cat"]}])
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,18 @@ def _parquet() -> list[bytes]:
     tables = [
         pa.table({"path": ["a.jpg", "b.jpg"], "labels": [["cat"], ["dog", "cat"]]}),
         pa.table({"path": ["a.jpg"], "cat": [1], "split": ["val"]}),
+        pa.table(
+            {
+                "path": ["a.jpg"],
+                "labels": ["cat"],
+                "day": pa.array([1], pa.date32()),
+                "taken": pa.array([1], pa.timestamp("us", "Europe/Berlin")),
+                "at": pa.array([1], pa.time64("ns")),
+                "took": pa.array([1], pa.duration("ms")),
+                "price": pa.array([Decimal("1.5")], pa.decimal128(9, 2)),
+                "days": pa.array([[1]], pa.list_(pa.timestamp("ns"))),
+            }
+        ),
     ]
     found = []
     for table in tables:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -97,6 +98,8 @@ def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]
     try:
         with parquet.ParquetFile(table) as file:
             schema = file.schema_arrow
+            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise DataError(f"{table}: the header repeats {', '.join(repeated)}. Give every column its own name.")
             yield 0, list(schema.names)
             readable = [field.name for field in schema if _is_cell(pyarrow, field.type)]
             line = 1
@@ -106,11 +109,11 @@ def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]
                     field.name: repeat(no_cell(field.type), batch.num_rows) for field in schema
                 }
                 for name in readable:
-                    columns[name] = map(cell_text, batch.column(name).to_pylist())
+                    columns[name] = map(cell_text, values_of(pyarrow, batch.column(name)))
                 for row in zip(*columns.values(), strict=True):
                     yield line, list(row)
                     line += 1
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise DataError(f"{table}: no whole Parquet file ({error}). Write or copy it again.") from error
@@ -126,14 +129,28 @@ def import_parquet(table: Path) -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
+def values_of(pyarrow: Any, column: Any) -> list[Any]:
+    """A column as Python's values; dates and times as text, for Arrow has years and zones that Python lacks."""
+    kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
+    if pyarrow.types.is_temporal(kind):
+        try:
+            column = column.cast(pyarrow.string())
+        except pyarrow.ArrowInvalid:  # a time zone that is not known here
+            column = column.cast(pyarrow.timestamp(kind.unit, "UTC")).cast(pyarrow.string())
+    values: list[Any] = column.to_pylist()
+    return values
+
+
 def _is_cell(pyarrow: Any, kind: Any) -> bool:
-    """Whether a column's values are texts, numbers or lists of them; embeddings and images stay unread."""
+    """Whether a column's values are texts, numbers, dates, or lists; embeddings and images stay unread."""
     types = pyarrow.types
     if types.is_dictionary(kind):
         return _is_cell(pyarrow, kind.value_type)
     if types.is_list(kind) or types.is_large_list(kind):
-        item = kind.value_type
-        return types.is_null(item) or (
-            not types.is_floating(item) and not types.is_nested(item) and _is_cell(pyarrow, item)
+        item = kind.value_type.value_type if types.is_dictionary(kind.value_type) else kind.value_type
+        return types.is_null(item) or not (
+            types.is_floating(item) or types.is_temporal(item) or types.is_nested(item) or not _is_cell(pyarrow, item)
         )
-    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+    return not (
+        types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind) or types.is_duration(kind)
+    )
