@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from msrn.errors import MSRNError
 from msrn.predict import Predictor, load
 from msrn.server import service
 from msrn.server.app import create_app
+from msrn.server.body import _read_json as read_json
 from msrn.server.logs import JsonFormatter
 from msrn.server.service import Service
 from msrn.server.settings import ServerSettings
@@ -406,6 +408,19 @@ def test_a_large_image_in_json_is_refused_before_it_is_decoded(predictor: Predic
         asked = problem(client.post("/v1/predict", json={"images": ["AAAA", "?" * 44]}), 413)
         assert asked["image"] == 1
         assert "30 bytes, this one has 33" in asked["detail"]
+
+
+@pytest.mark.parametrize("image", [b"ab ", b"\\n", b"abcd"], ids=["words", "lines", "letters"])
+def test_json_takes_a_few_times_its_size(image: bytes) -> None:
+    body = b'{"images": ["' + image * (1_200_000 // len(image)) + b'"]}'
+    tracemalloc.start()
+    try:
+        _, uploads = read_json(body, ServerSettings(), 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(uploads[0].data) <= 3 * len(body) // 4
+    assert peak < 4 * len(body)
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
+import string
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ Options = TypeVar("Options", bound=BaseModel)
 FIELD = "images"
 _MOST_FIELDS = 64
 _MOST_VALUES = 10_000  # of JSON, besides the images
+_BLANKS = string.whitespace.encode()
 
 
 @dataclass
@@ -244,9 +246,10 @@ def _read_json(body: bytes, settings: ServerSettings, max_images: int) -> tuple[
         raise _too_many(max_images)
     uploads = []
     for index, image in enumerate(images):
-        text = "".join(image.split())  # base64 may have lines
-        check_size(3 * (len(text) // 4) - text[-2:].count("="), index, settings.max_image_bytes)
         try:
+            # base64 may have lines; a string's `split` would make an object of 50 bytes of every letter between two blanks
+            text = image.encode("ascii").translate(None, _BLANKS)
+            check_size(3 * (len(text) // 4) - text[-2:].count(b"="), index, settings.max_image_bytes)
             uploads.append(Upload(base64.b64decode(text, validate=True)))
         except (binascii.Error, ValueError):
             detail = "Expected an image file in base64, without a 'data:' prefix."
