@@ -1,6 +1,7 @@
 """What systems do to a program: full disks, read-only folders, files that go, killed processes, signals."""
 
 import ctypes
+import io
 import itertools
 import json
 import os
@@ -15,9 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from command_line import run
+from PIL import Image
+from running_server import running_server
 from tiny_bundle import TINY, noise
 
 from msrn.bundle import load_bundle
@@ -226,6 +230,22 @@ def test_full_disk_at_the_end(capsys: Any, photos: Path, bundle_dir: Path, disk:
     assert "No space left" in errors
     assert "Traceback" not in errors
     lost(before, contents(disk.folder), "files")
+
+
+@pytest.mark.fault("a temporary folder that is full while the server answers")
+def test_full_temporary_folder_while_serving(bundle_dir: Path, tmp_path: Path, disk: Disk, lost: Lost) -> None:
+    """Files of requests are kept in memory, also large ones."""
+    buffer = io.BytesIO()
+    Image.effect_noise((1500, 1200), 90).save(buffer, "PNG")
+    assert len(buffer.getvalue()) > 1_100_000  # above 1 MiB a web framework would write a file
+    statuses = []
+    with running_server(bundle_dir, tmp_path / "log", env={"TMPDIR": str(disk.folder)}) as server:
+        for is_full in (False, True):
+            if is_full:
+                disk.fill()
+            answer = httpx.post(f"{server.address}/v1/predict", files={"images": buffer.getvalue()}, timeout=60)
+            statuses.append(answer.status_code)
+    lost([200, 200], statuses, "answers")
 
 
 @pytest.mark.fault("a folder that may only be read")

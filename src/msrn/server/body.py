@@ -176,8 +176,9 @@ class _Limited:
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's, which takes a form for whole that was cut off."""
+    """Starlette's, which takes a form for whole that was cut off, and keeps large files in the temporary folder."""
 
+    spool_max_size = 0  # no file is too large for the memory: `Share` counts their bytes
     is_whole = False
 
     def on_end(self) -> None:
@@ -213,6 +214,7 @@ async def _read_form(request: Request, max_images: int) -> tuple[dict[str, Any],
                 if name != FIELD:
                     raise _wrong(f"Expected files in '{FIELD}', got one in '{shown(name)}'.")
                 uploads.append(Upload(await value.read(), printable(value.filename or "") or None))
+                await value.close()  # before the next one is copied
             elif name == "labels":
                 fields.setdefault(name, []).append(value)
             elif name == FIELD:
