@@ -233,19 +233,24 @@ def test_full_disk_at_the_end(capsys: Any, photos: Path, bundle_dir: Path, disk:
 
 
 @pytest.mark.fault("a temporary folder that is full while the server answers")
-def test_full_temporary_folder_while_serving(bundle_dir: Path, tmp_path: Path, disk: Disk, lost: Lost) -> None:
-    """Files of requests are kept in memory, also large ones."""
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_full_temporary_folder_while_serving(
+    bundle_dir: Path, tmp_path: Path, disk: Disk, lost: Lost, workers: int
+) -> None:
+    """Files of requests are kept in memory, also large ones; workers have room for their counts."""
     buffer = io.BytesIO()
     Image.effect_noise((1500, 1200), 90).save(buffer, "PNG")
     assert len(buffer.getvalue()) > 1_100_000  # above 1 MiB a web framework would write a file
     statuses = []
-    with running_server(bundle_dir, tmp_path / "log", env={"TMPDIR": str(disk.folder)}) as server:
+    environment = {"TMPDIR": str(disk.folder)}
+    with running_server(bundle_dir, tmp_path / "log", "--workers", str(workers), env=environment) as server:
         for is_full in (False, True):
             if is_full:
                 disk.fill()
             answer = httpx.post(f"{server.address}/v1/predict", files={"images": buffer.getvalue()}, timeout=60)
-            statuses.append(answer.status_code)
-    lost([200, 200], statuses, "answers")
+            statuses += [answer.status_code, httpx.get(f"{server.address}/metrics").status_code]
+    assert "a worker ended" not in (tmp_path / "log").read_text()
+    lost([200] * 4, statuses, "answers")
 
 
 @pytest.mark.fault("a folder that may only be read")
