@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +85,23 @@ def test_bundles_are_read_anew_without_a_request_being_dropped(bundle_dir: Path,
         assert len(statuses) > 3
         assert set(statuses) == {200}
         assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.fault("a body that never ends")
+def test_who_stalls_is_not_waited_for(bundle_dir: Path, tmp_path: Path, lost: Callable[[Any, Any, str], None]) -> None:
+    """Nor who says nothing; others are answered meanwhile."""
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with running_server(bundle_dir, tmp_path / "log", "--timeout", "2", "--max-connections", "4") as server:
+        host, _, port = server.address.removeprefix("http://").partition(":")
+        clients = [socket.create_connection((host, int(port)), 30) for _ in range(12)]
+        clients[-1].sendall(head + b"Content-Length: 1000\r\n\r\n--x\r\n")
+        status = httpx.get(f"{server.address}/v1/labels").status_code
+        told = [client.makefile("rb").read() for client in clients]  # to the end of the connection
+        for client in clients:
+            client.close()
+    assert told[:-1] == [b""] * 11
+    assert b"no answer after 2 seconds" in told[-1]
+    lost([200, 504], [status, int(told[-1].split()[1])], "answers")
 
 
 def test_a_worker_told_to_stop_again_answers_what_it_accepted(bundle_dir: Path, tmp_path: Path) -> None:

@@ -99,7 +99,21 @@ def serve(
     max_requests: Annotated[
         int, typer.Option(min=1, help="Most requests of one address at a time; more are answered by 429.")
     ] = 64,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is answered by 504.")] = 30,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Most open connections, of all addresses together, and no more than half of what `ulimit -n` allows; beyond them "
+            "the one that has waited longest for a request is closed.",
+        ),
+    ] = 1000,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Seconds after which a request is answered by 504, and a connection on which none came is closed.",
+        ),
+    ] = 30,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve bundles over HTTP: a page for people at /, an interface for programs at /v1, its description at /openapi.json.
@@ -139,6 +153,7 @@ def serve(
         max_pixels=int(max_megapixels * 1e6),
         max_waiting=max_waiting,
         max_requests_of_client=max_requests,
+        max_connections=max_connections,
         batch_size=batch_size,
         num_streams=streams,
         timeout=timeout,

@@ -5,18 +5,21 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from msrn.predict import Predictor
 from msrn.server.app import create_app
+from msrn.server.connections import Connection, Room, most_open_files
 from msrn.server.logs import LOGGER
 from msrn.server.settings import ServerSettings
 
 # Beyond a request's own time, for what is under way when the server is told to stop.
 _GRACE = 5.0
+BACKLOG = 2048  # connections that wait to be taken
 
 
 class Server(uvicorn.Server):
@@ -44,15 +47,22 @@ class Server(uvicorn.Server):
         self.app: FastAPI = create_app(predictors, settings, load=load)
         self.on_start = on_start
         self.is_looked_after = is_looked_after
+        longest = settings.timeout + _GRACE
+        # Half of the files that may be open are for connections, a quarter for those that come at once, the rest for the rest.
+        num_files = most_open_files()
+        room = Room(max(1, min(settings.max_connections, num_files // 2)), settings.timeout, longest)
         super().__init__(
             uvicorn.Config(
                 self.app,
+                http=cast(type[asyncio.Protocol], partial(Connection, room=room)),
+                ws="none",
+                backlog=max(1, min(BACKLOG, num_files // 4)),
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=proxies is not None,
                 forwarded_allow_ips=proxies,
-                timeout_graceful_shutdown=int(settings.timeout + _GRACE),
+                timeout_graceful_shutdown=int(longest),
             )
         )
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from msrn.errors import MSRNError
 from msrn.server.models import load_predictors
-from msrn.server.process import Server
+from msrn.server.process import BACKLOG, Server
 from msrn.server.settings import ServerSettings
 from msrn.server.workers import serve_by_workers
 
@@ -20,7 +20,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MSRNError(f"cannot listen at {host}, port {port}: {reason}. Give another --host or --port.") from None

@@ -19,9 +19,10 @@ class ServerSettings:
         max_pixels: Most pixels of an image, up to 178 million.
         max_waiting: Most images that wait for the network.
         max_requests_of_client: Most requests of one client (address) at a time.
+        max_connections: Most open connections, of all clients together; no more than half of the files that may be open.
         batch_size: Most images a pass through the network.
         num_streams: Batches that go through the network at a time; by default one on a GPU, and up to four on processors.
-        timeout: Seconds after which a request is given up.
+        timeout: Seconds after which a request is given up, and a connection on which none has come.
         api_key: What callers of `/v1` and `/metrics` have to know, or None.
 
     Raises:
@@ -35,6 +36,7 @@ class ServerSettings:
     max_pixels: int = 50_000_000
     max_waiting: int = 256
     max_requests_of_client: int = 64
+    max_connections: int = 1000
     batch_size: int = 16
     num_streams: int | None = None
     timeout: float = 30.0
