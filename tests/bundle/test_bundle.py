@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tiny_bundle import noise
 
 from msrn.bundle import Bundle, bundle, load_bundle, reset_decisions, save_bundle, save_decisions
 from msrn.data.transforms import Preprocessing
@@ -22,6 +25,8 @@ from msrn.metrics import Thresholds
 from msrn.metrics.calibration import ScaledLogits
 from msrn.models import PUBLISHED, build_model
 from msrn.models.baselines import PooledHead
+from msrn.predict import load
+from msrn.server.app import create_app
 
 TINY = {"backbone": "resnet10t", "backbone_options": {"channels": [8, 8, 8, 8], "stem_width": 8}}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -528,6 +533,8 @@ TRAININGS: dict[str, str] = {
     "a recipe in words": '{"recipe": "voc2007"}',
     "halves of letters": '{"recipe_name": "\\ud800", "\\udfff": 1}',
     "lists within lists": f'{{"x": {DEEP}}}',
+    "no numbers": '{"best_epoch": NaN, "chosen_by": Infinity, "recipe": {"trainer": {"seed": NaN}}, "x": [1e999]}',
+    "halves of letters elsewhere": '{"chosen_by": "\\ud800", "recipe": {"trainer": {"seed": "\\ud800"}}}',
     "objects within objects": '{"x": ' + '{"a": ' * 480 + "1" + "}" * 481,
 }
 
@@ -557,6 +564,39 @@ def test_odd_words_of_the_training(path: Path, lost: Callable[[Any, Any, str], N
             assert f"{path / 'config.json'} holds values too deep within each other" in message
             assert {name: (path / name).read_bytes() for name in FILES} == before
     lost(FILES, [file.name for file in path.iterdir()], "files")
+
+
+@pytest.fixture(scope="module")
+def photos(label_graph: LabelGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rows = ["path,labels"]
+    for number in range(3):
+        noise(number).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{'|'.join(label_graph.label_names[number : number + 3])}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.fault("a bundle that tells odd things of its training, told on")
+@pytest.mark.parametrize("what", TRAININGS)
+def test_odd_words_of_the_training_are_told_on(
+    path: Path, photos: Path, lost: Callable[[Any, Any, str], None], capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """By an evaluation, a report, and the server."""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "training": "ODD"}).replace('"ODD"', TRAININGS[what]))
+    on = ["--data", photos, "--split", "train"]
+    told, page = path.parent / "evaluation.json", path.parent / "report"
+    codes = [
+        run(capsys, "evaluate", path, *on, "--json", told)[0],
+        run(capsys, "report", path, *on, "--out", page)[0],
+    ]
+    json.loads(told.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (page / "index.html").exists()
+    with TestClient(create_app({"odd": load(path, device="cpu")})) as client:
+        answer = client.get("/v1/model")
+    assert len(answer.json()["training"]) == len(load_bundle(path).training)
+    lost([0, 0, 200], [*codes, answer.status_code], "accounts")
 
 
 def test_thresholds_are_not_taken_off_a_bundle_that_is_damaged_elsewhere(path: Path) -> None:

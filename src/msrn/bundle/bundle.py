@@ -279,6 +279,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     try:
         config: dict[str, Any] = json.loads(read_bounded(path / CONFIG_FILE, _MAX_CONFIG_BYTES).decode("utf-8"))
+        if isinstance(config, dict) and "training" in config:
+            # NaN and infinity, which JSON has not, become null, so that whoever tells of the training can write it.
+            config["training"] = json.loads(json.dumps(config["training"]), parse_constant=lambda _: None)
     except FileNotFoundError:
         raise BundleError(
             f"{path} has no {CONFIG_FILE}, so it is not a bundle. Give the folder that training writes."

@@ -26,7 +26,7 @@ from msrn.server.batching import QueueFullError
 from msrn.server.body import FIELD, Bodies, Share, Upload, read_request
 from msrn.server.logs import LOGGER, log_failure
 from msrn.server.models import Models
-from msrn.server.problems import MEDIA_TYPE, Problem, ProblemError
+from msrn.server.problems import MEDIA_TYPE, Problem, ProblemError, plain
 from msrn.server.schemas import (
     PIXEL,
     ExplainedLabel,
@@ -293,11 +293,11 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
             bundle = service.predictor.bundle
             return ModelResponse(
                 name=service.name,
-                architecture=bundle.architecture,
+                architecture=plain(bundle.architecture),
                 num_labels=len(bundle.label_names),
                 input_height=bundle.preprocessing.size[0],
                 input_width=bundle.preprocessing.size[1],
-                training=bundle.training,
+                training=plain(bundle.training),
                 can_explain=service.can_explain,
                 has_fitted_thresholds=bundle.thresholds is not None,
                 limits={

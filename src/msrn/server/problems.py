@@ -1,12 +1,14 @@
 """Answers that say what was wrong: problem details for HTTP (RFC 9457)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_SHOWN = 60
+_DEEPEST = 100  # of values within each other; pydantic writes 255
 
 
 class Problem(BaseModel):
@@ -50,6 +52,24 @@ def printable(text: str) -> str:
         'café \\ud800'
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def plain(value: Any, depth: int = _DEEPEST) -> Any:
+    r"""What a stranger's JSON told, as an answer can hold it: halves of letters written out, what lies too deep left out.
+
+    Example:
+        >>> plain({"\ud800": [1, [2, [3]]]}, depth=3)
+        {'\\ud800': [1, [2, '...']]}
+    """
+    if isinstance(value, str):
+        return printable(value)
+    if not isinstance(value, dict | list):
+        return value
+    if depth == 0:
+        return "..."
+    if isinstance(value, dict):
+        return {printable(key): plain(own, depth - 1) for key, own in value.items()}
+    return [plain(own, depth - 1) for own in value]
 
 
 def shown(text: str) -> str:
