@@ -16,6 +16,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from image_files import odd_images
 from PIL import Image
@@ -23,7 +24,7 @@ from tiny_bundle import noise
 
 from msrn.errors import MSRNError
 from msrn.predict import Predictor, load
-from msrn.server import service
+from msrn.server import images, service
 from msrn.server.app import create_app
 from msrn.server.body import _read_json as read_json
 from msrn.server.logs import JsonFormatter
@@ -262,6 +263,78 @@ def test_requests_under_way_have_so_many_bytes_together_until_their_images_are_d
         assert [own.result().status_code for own in (first, second)] == [200, 200]
         assert ask(body[:-10]).status_code == 422
         assert ask().status_code == 200
+
+
+def ask_in_one_batch(predictor: Predictor, probs: Callable[[Any], Any], *data: bytes) -> list[Any]:
+    """The answers to some images, a request each, that go through the network together; `probs` are its numbers."""
+    slow = Slow(predictor)
+    first = slow.predictor.probs
+    sizes: list[int] = []
+
+    def work(images: Any) -> Any:
+        sizes.append(len(images))
+        return first(images) if len(sizes) == 1 else probs(images)
+
+    slow.predictor.probs = work  # type: ignore[method-assign]
+    settings = ServerSettings(num_streams=1)
+    with TestClient(create_app({"tiny": slow.predictor}, settings)) as client, ThreadPoolExecutor(8) as pool:
+        before = pool.submit(client.post, "/v1/predict", files=files(png()))
+        assert slow.started.wait(10)
+        asked = []
+        for number, own in enumerate(data):
+            asked.append(pool.submit(client.post, "/v1/predict", files=files(own)))
+            wait_until(lambda number=number: waiting(client) == number + 1)  # type: ignore[misc]
+        slow.go.set()
+        assert before.result().status_code == 200
+        answers = [own.result() for own in asked]
+    assert sizes[1] == len(data)
+    return answers
+
+
+def beyond_memory() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.fault("memory that runs out while a batch goes through the network")
+@pytest.mark.parametrize("most", [1, 0])
+def test_memory_that_runs_out(predictor: Predictor, lost: Callable[[Any, Any, str], None], most: int) -> None:
+    def probs(images: Any) -> Any:
+        if len(images) > most:
+            beyond_memory()
+        return predictor.probs(images)
+
+    answers = ask_in_one_batch(predictor, probs, png(), png(1))
+    if not most:
+        for answer in answers:
+            assert "Try again in a moment" in problem(answer, 503)["detail"]
+            assert answer.headers["retry-after"] == "1"
+    lost([200 if most else 503] * 2, [answer.status_code for answer in answers], "answers")
+
+
+def test_memory_that_runs_out_while_an_image_is_decoded_is_no_damage(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(image: Any) -> Any:
+        return bytearray(2**60)
+
+    monkeypatch.setattr(images, "to_rgb", run_out)
+    with TestClient(create_app({"tiny": predictor})) as client:
+        assert "memory" in problem(client.post("/v1/predict", files=files(png())), 503)["title"]
+
+
+@pytest.mark.fault("an image for which the network gives no number")
+def test_no_finite_numbers(predictor: Predictor, lost: Callable[[Any, Any, str], None]) -> None:
+    """Only its own request has the error."""
+    data = [png(), png(1), png(2)]
+    (bad,) = predictor.bundle.preprocessing(noise(1)).unsqueeze(0)
+
+    def probs(images: Any) -> Any:
+        at_fault = (images == bad).flatten(1).all(dim=1)
+        return predictor.probs(torch.where(at_fault[:, None, None, None], torch.nan, images))
+
+    answers = ask_in_one_batch(predictor, probs, *data)
+    assert "not finite" in problem(answers[1], 500)["detail"]
+    lost([200, 500, 200], [answer.status_code for answer in answers], "answers")
 
 
 def test_who_leaves_before_the_answer_is_not_worked_for(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:

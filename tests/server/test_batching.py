@@ -96,6 +96,35 @@ def test_an_error_reaches_its_batch_and_the_next_one_works() -> None:
     run(main())
 
 
+def test_only_the_item_at_fault_has_the_error() -> None:
+    tried: list[list[int]] = []
+    started, go = threading.Event(), threading.Event()
+
+    def work(items: Sequence[int]) -> list[int]:
+        tried.append(list(items))
+        started.set()
+        assert go.wait(10)
+        if -1 in items:
+            raise ValueError("no")
+        return double(items)
+
+    async def main() -> list[Any]:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(work, executor, max_batch=8, max_waiting=100)
+            first = asyncio.create_task(batcher.submit([1]))
+            await asyncio.to_thread(started.wait, 10)
+            rest = [asyncio.create_task(batcher.submit(items)) for items in ([2, 3], [-1, 4], [5])]
+            await asyncio.sleep(0)
+            go.set()
+            return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    first, two, wrong, five = run(main())
+    assert (first, two, five) == ([2], [4, 6], [10])
+    assert str(wrong) == "no"
+    assert tried[:2] == [[1], [2, 3, -1, 4, 5]]
+    assert [own for own in tried[2:] if own != [4]] == [[2], [3], [-1], [5]]  # the request of 4 is over with -1
+
+
 def test_streams_share_what_waits() -> None:
     sizes: list[int] = []
     both = threading.Barrier(2)

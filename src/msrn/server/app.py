@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 import msrn
-from msrn.errors import LabelMismatchError
+from msrn.errors import LabelMismatchError, ModelError, is_out_of_memory
 from msrn.explain import Explanation
 from msrn.explain.contributions import grow
 from msrn.predict import Predictor
@@ -56,6 +56,7 @@ _TITLES = {
     415: "Not an image, or a content type that is not served.",
     422: "Something in the request cannot be read or is out of range.",
     429: "Too many requests of this client at a time.",
+    500: "The network gives no finite numbers for an image.",
     503: "No room for more, or the server is stopping.",
     504: "The answer took too long.",
 }
@@ -82,6 +83,10 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
     429: {
         "title": "There are too many requests of this client.",
         "detail": "A client may have 64 requests at a time. Wait for an answer before sending more.",
+    },
+    500: {
+        "title": _TITLES[500],
+        "detail": "the model's output is not finite. Check its weights: training may have diverged.",
     },
     503: {"title": "The server is busy.", "detail": "256 images wait already. Try again in a moment."},
     504: {
@@ -229,7 +234,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
         tags=["images"],
         dependencies=key,
         response_model=PredictResponse,
-        responses=_problems(401, 404, 413, 415, 422, 429, 503, 504),
+        responses=_problems(401, 404, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=_body(PredictRequest, PredictOptions, {"top_k": 3}),
     )
     async def predict(request: Request) -> PredictResponse:
@@ -253,7 +258,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
         tags=["images"],
         dependencies=key,
         response_model=ExplainResponse,
-        responses=_problems(401, 404, 413, 415, 422, 429, 503, 504),
+        responses=_problems(401, 404, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=_body(ExplainRequest, ExplainOptions, {"labels": ["dog"]}),
     )
     async def explain(request: Request) -> ExplainResponse:
@@ -313,7 +318,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
 
 @asynccontextmanager
 async def _limits(settings: ServerSettings, bodies: Bodies) -> AsyncIterator[Share]:
-    """Count the bytes of a request; refuse in words what the queue refuses, and what takes too long."""
+    """Count the bytes of a request; refuse in words what the queue refuses, what takes too long, and what the network cannot."""
     try:
         async with asyncio.timeout(settings.timeout):
             with bodies.share() as share:
@@ -324,6 +329,15 @@ async def _limits(settings: ServerSettings, bodies: Bodies) -> AsyncIterator[Sha
     except QueueFullError:
         detail = f"{settings.max_waiting} images wait already. Try again in a moment."
         raise ProblemError(503, "The server is busy.", detail, headers={"Retry-After": "1"}) from None
+    except ModelError as error:
+        LOGGER.error("no finite numbers", extra={"fields": {"error": str(error)}})
+        raise ProblemError(500, _TITLES[500], str(error)) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        LOGGER.error("memory ran out", extra={"fields": {"error": str(error) or type(error).__name__}})
+        detail = "It ran out while this request was worked on. Try again in a moment, or send fewer or smaller images."
+        raise ProblemError(503, "The server has no more memory.", detail, headers={"Retry-After": "1"}) from None
 
 
 def _image_labels(service: Service, upload: Upload, tagged: Tagged, asked: PredictOptions) -> ImageLabels:

@@ -67,7 +67,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             QueueFullError: There is no room for them.
-            Exception: What `work` raised for a batch that one of them was in.
+            Exception: What `work` raised for one of them.
         """
         self.check_room(len(items))
         loop = asyncio.get_running_loop()
@@ -87,20 +87,28 @@ class Batcher(Generic[Item, Result]):
             self.on_batch(len(batch))
             self._num_busy += 1
             try:
-                loop = asyncio.get_running_loop()
-                results = await loop.run_in_executor(self.executor, self.work, [one.item for one in batch])
-            except Exception as error:
-                for one in batch:
-                    if not one.result.done():
-                        one.result.set_exception(error)
-                continue
+                await self._work_on(batch)
             finally:
                 self._num_busy -= 1
+        # In the step that found nothing: what is submitted after it starts a stream of its own.
+        self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
+
+    async def _work_on(self, batch: "list[_Waiting[Item, Result]]") -> None:
+        """Answer a batch; where it fails each item is tried alone, so that only the one at fault has its error."""
+        loop = asyncio.get_running_loop()
+        try:
+            results = await loop.run_in_executor(self.executor, self.work, [one.item for one in batch])
+        except Exception as error:
+            if len(batch) == 1 and not batch[0].result.done():
+                batch[0].result.set_exception(error)
+        else:
             for one, result in zip(batch, results, strict=True):
                 if not one.result.done():
                     one.result.set_result(result)
-        # In the step that found nothing: what is submitted after it starts a stream of its own.
-        self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
+        # Behind the block, as an error holds on to the memory of the batch. None of these is there where it went well.
+        for one in batch:
+            if not one.result.done():
+                await self._work_on([one])
 
     def _take(self) -> "list[_Waiting[Item, Result]]":
         """The share of what waits of one of the streams that are free."""

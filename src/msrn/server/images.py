@@ -32,6 +32,7 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
     Raises:
         ProblemError: 413 for a large file or many pixels, 415 for something that is no image of a known format, 422 for an
             empty or damaged one.
+        MemoryError: There is too little memory for it now.
     """
     if not data:
         raise ProblemError(422, "The image is empty.", "Expected the bytes of an image file, got none.", index)
@@ -46,6 +47,8 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
     except UnidentifiedImageError:
         detail = f"Expected one of {', '.join(known_formats())}. Convert the image to JPEG or PNG."
         raise ProblemError(415, "Not an image of a known format.", detail, index) from None
+    except MemoryError:  # no fault of the image's
+        raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise _damaged(error, index) from None
     with image:
@@ -54,6 +57,8 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
             raise ProblemError(413, "The image has too many pixels.", detail, index)
         try:
             return to_rgb(image)
+        except MemoryError:
+            raise
         except Exception as error:  # as above
             raise _damaged(error, index) from None
 
