@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 import torch
 from command_line import run
 from PIL import Image
+
+from msrn.errors import MSRNError
+from msrn.files import replace_file
 
 LABELS = ("bright", "dark", "red")
 TINY = [
@@ -317,6 +321,99 @@ def test_ctrl_c_and_a_full_disk_are_one_line(capsys, monkeypatch, error, code, m
     assert result[0] == code
     assert result[2].startswith(f"error: {message}")
     assert result[2].count("\n") == 1
+
+
+@pytest.fixture
+def default_signals():
+    """Signals as a new program has them, whatever a shell or another test has made of them."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def command_that(monkeypatch, do):
+    """`msrn train scenes`, which does no more than this."""
+    monkeypatch.setattr("msrn.recipes.load_recipe", lambda *arguments: do())
+
+
+@pytest.mark.fault("Ctrl-C, SIGTERM in any other command")
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_command_clears_away_after_a_signal(capsys, monkeypatch, tmp_path, lost, number, name):
+    (tmp_path / "graph.json").write_text("earlier")
+
+    def write():
+        with replace_file(tmp_path / "graph.json"):
+            os.kill(os.getpid(), number)
+
+    command_that(monkeypatch, write)
+    code, _, errors = run(capsys, "train", "scenes")
+    assert code == 128 + number
+    assert errors.startswith(f"error: stopped by {name}.")
+    lost([("graph.json", "earlier")], [(path.name, path.read_text()) for path in tmp_path.iterdir()], "files")
+
+
+TWICE = """
+import os, signal, sys
+import msrn.cli.main as cli
+import msrn.recipes
+def stop(*arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleared away")
+msrn.recipes.load_recipe = stop
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main()
+"""
+
+
+def test_a_second_signal_does_not_wait_for_what_is_cleared_away():
+    command = [sys.executable, "-c", TWICE, "train", "scenes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "error: stopped by SIGTERM.\n")
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("own", [None, lambda number, frame: None])
+def test_signals_are_given_back_and_those_of_others_are_left_alone(capsys, monkeypatch, own):
+    if own is not None:
+        signal.signal(signal.SIGINT, own)
+        signal.signal(signal.SIGTERM, own)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    during = []
+
+    def look():
+        during.append((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)))
+        raise MSRNError("that was all")
+
+    command_that(monkeypatch, look)
+    assert run(capsys, "train", "scenes")[0] == 1
+    assert (during == [before]) == (own is not None)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_was_forked_just_now_ends_as_processes_do(capsys, monkeypatch, number):
+    """It clears nothing away: what its parent has begun is not its own."""
+
+    def fork():
+        if (child := os.fork()) == 0:
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                os._exit(1)
+        raise MSRNError(f"it ended with {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+
+    command_that(monkeypatch, fork)
+    assert run(capsys, "train", "scenes")[2] == f"error: it ended with {-number}\n"
 
 
 def test_training_prints_only_json_where_json_was_asked_for(capsys, data, tmp_path):

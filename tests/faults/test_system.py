@@ -450,14 +450,42 @@ def test_signals_while_tagging(
             os.killpg(process.pid, number)
             time.sleep(0.002)
     _, errors = process.communicate()
-    if number == signal.SIGINT:
-        assert process.returncode == 130, errors
-        assert "stopped by Ctrl-C" in errors
-    else:  # the system's own way
-        assert process.returncode == -signal.SIGTERM, errors
+    assert process.returncode == 128 + number, errors
+    assert f"stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}." in errors
     assert "Traceback" not in errors
     assert not out.exists()
     go_on_tagging(capsys, bundle_dir, many, out, lost)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("Ctrl-C, SIGTERM, SIGKILL while a model is exported")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals_while_exporting(
+    photos: Path, bundle_dir: Path, tmp_path: Path, capsys: Any, lost: Lost, number: signal.Signals
+) -> None:
+    """An earlier file stays. What was begun is cleared away; after SIGKILL, which nobody hears, by the next export."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "m.onnx").write_bytes(b"earlier")
+    (out / "m.onnx.md").write_bytes(b"mine")
+    before = contents(out)
+    arguments = ["export", bundle_dir, "--calibration", photos, "--out", out / "m.onnx"]
+    command = [sys.executable, "-m", "msrn.cli.main", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(process, lambda: any(out.glob(".m.onnx.*")))
+    process.send_signal(number)
+    _, errors = process.communicate()
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+        assert any(out.glob(".m.onnx.*"))
+        assert (out / "m.onnx").read_bytes() == b"earlier"
+        assert run(capsys, *arguments)[0] == 0
+        assert (out / "m.onnx").read_bytes() != b"earlier"
+        lost(["m.onnx", "m.onnx.md"], [path.name for path in out.iterdir()], "files")
+    else:
+        assert process.returncode == 128 + number, errors
+        assert errors == f"error: stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}.\n"
+        lost(before, contents(out), "files")
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def export(
     from msrn.errors import MSRNError
     from msrn.export import check_export, export_model
     from msrn.export.write import check_request
-    from msrn.files import check_can_write, replace_file, write_json
+    from msrn.files import check_can_write, remove_leftovers, replace_file, write_json
     from msrn.predict import load
 
     check_request(out, precision)
@@ -85,9 +85,12 @@ def export(
     def tell(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    # What the check refuses takes no earlier file's place.
     is_device = out.exists() and not out.is_file()
-    with tempfile.TemporaryDirectory(dir=None if is_device else out.parent, prefix=f".{out.name}.") as folder:
+    beside = out.resolve()  # where a link leads
+    if not is_device:
+        remove_leftovers(beside.parent, beside.name)  # of an export that was killed
+    # What the check refuses takes no earlier file's place.
+    with tempfile.TemporaryDirectory(dir=None if is_device else beside.parent, prefix=f".{beside.name}.") as folder:
         written = Path(folder, out.name)
         with console.status("exporting"):
             found = export_model(predictor.bundle, written, images, precision=precision)

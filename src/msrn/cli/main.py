@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
@@ -31,8 +33,8 @@ from msrn.cli import (
 )
 from msrn.errors import MSRNError, is_killed_worker, is_out_of_memory
 
-# The exit codes that Typer turns Ctrl-C into, and training SIGTERM.
-STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
+# Exit codes of commands that were told to stop: 128 and the number of the signal, as shells have it.
+STOPPED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
 # How to go on with a command that was stopped; the others start anew.
 AFTER_STOP = {
     "train": " A run keeps its last checkpoint; go on with it by --resume.",
@@ -96,11 +98,11 @@ def main() -> None:
         )  # letters that its encoding lacks, as standard error writes them
     # Pillow's remark on large images; those that are too large are refused, and named.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):
-        signal.signal(signal.SIGINT, _interrupt)
+    with _stoppable():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except MSRNError as error:
@@ -132,20 +134,41 @@ def main() -> None:
             f"msrn did not expect this: {type(error).__name__}: {text[:400]}. Check data and settings; "
             "set MSRN_DEBUG=1 to see where it happened, and report it."
         )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the command once it has cleared away what it began, and at once when they come again.
+
+    Training, comparing and serving have handlers of their own while they do so. Whoever calls `main` and has handlers keeps them.
+    """
+    owner = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a process that was forked just now, which has nothing to clear away
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for taken in ours:
+            signal.signal(taken, _end_at_once)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number, default in defaults.items() if is_main and signal.getsignal(number) == default]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
     finally:
-        if signal.getsignal(signal.SIGINT) is _interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    """End the command after Ctrl-C; a second one does not wait for what it clears away."""
-    signal.signal(signal.SIGINT, _end_at_once)
-    raise KeyboardInterrupt
+        for number in ours:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, defaults[number])
 
 
 def _end_at_once(number: int, frame: Any) -> NoReturn:
-    os.write(2, b"error: stopped by Ctrl-C.\n")
-    os._exit(130)
+    os.write(2, f"error: stopped by {STOPPED[128 + number]}.\n".encode())
+    os._exit(128 + number)
 
 
 def _is_first_process() -> bool:
