@@ -61,13 +61,6 @@ def browser() -> "Iterator[Browser]":
         opened.close()
 
 
-@pytest.fixture(autouse=True)
-def _name_of_fault(request: pytest.FixtureRequest) -> None:
-    """Note which row of docs/reliability.md a test shows, for the table that `make faults` prints."""
-    if mark := request.node.get_closest_marker("fault"):
-        request.node.user_properties.append(("fault", mark.args[0]))
-
-
 @pytest.fixture
 def lost(request: pytest.FixtureRequest) -> Callable[[Iterable[Hashable], Iterable[Hashable], str], None]:
     """Compare what there was before a fault, or would be without it, with what there is after it; the difference was lost."""
@@ -84,18 +77,30 @@ def lost(request: pytest.FixtureRequest) -> Callable[[Iterable[Hashable], Iterab
     return compare
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Note which row of docs/reliability.md a test shows, for the table that `make faults` prints."""
+    if mark := item.get_closest_marker("fault"):
+        item.user_properties.append(("fault", mark.args[0]))
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Under `-m fault`: a row a fault, with what was lost."""
+    """Under `-m fault`: a row a fault, with what was lost, or why it was not run."""
     if config.option.markexpr != "fault":
         return
     rows = []
-    for outcome in ("passed", "failed", "skipped"):
+    for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             properties = getattr(report, "user_properties", ())  # a file that cannot be imported has none
-            said = dict(properties)
-            if "fault" in said and (report.when == "call" or outcome == "skipped"):
+            fault = dict(properties).get("fault")
+            if fault is None or (outcome == "passed" and report.when != "call"):
+                continue
+            if outcome == "skipped":
+                rows.append((fault, "not run", report.longrepr[2].removeprefix("Skipped: ")))
+            else:
                 cost = "; ".join(value for name, value in properties if name == "lost") or "not told"
-                rows.append((said["fault"], "not run" if outcome == "skipped" else outcome, cost))
+                rows.append((fault, outcome, f"lost: {cost}"))
     terminalreporter.section("faults: what was lost")
-    for fault, outcome, cost in sorted(rows):
-        terminalreporter.write_line(f"{fault:<66} {outcome:<8} lost: {cost}")
+    for fault, outcome, said in sorted(rows):
+        terminalreporter.write_line(f"{fault:<66} {outcome:<8} {said}")
+    num_left_out = sum(outcome == "not run" for _, outcome, _ in rows)
+    terminalreporter.write_line(f"{len(rows)} tests, {num_left_out} of them not run")
