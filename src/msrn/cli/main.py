@@ -93,9 +93,8 @@ app.add_typer(labels.app, name="labels")
 def main() -> None:
     """Run a command; a problem that msrn knows is one line on standard error and exit code 1."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # letters that its encoding lacks, as standard error writes them
+        # As standard error: letters that the encoding lacks are written out.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow's remark on large images; those that are too large are refused, and named.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     with _stoppable():

@@ -1,7 +1,6 @@
 """Connections: how many there may be, and how long one may keep the server waiting."""
 
 import asyncio
-import resource
 import sys
 from http import HTTPStatus
 from typing import Any
@@ -30,6 +29,10 @@ class Room:
 
 def most_open_files() -> int:
     """How many files, sockets among them, this process may have open."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 512
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
