@@ -1,4 +1,5 @@
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -260,6 +261,83 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(DataError, match=r"broken cannot be loaded \(.*\)\. Save or download it again"):
         open_source(tmp_path / "broken")
+
+
+DAMAGES = {
+    "a text that leads out of memory": ([0, 3, 6], [0, 3, 2**31 - 1], "cannot be loaded"),
+    "a text before the first": ([0, 3, 6], [0, 3, -6], "cannot be loaded"),
+    "a list that leads out of memory": ([0, 1, 2, 2], [0, 1, 2**30, 2**30], "cannot be loaded"),
+    "no text": (b"catdog", b"cat\xff\xfe\xfd", "cannot be loaded .*UTF8"),
+    "half a table": (b"catdog", b"", "cannot be loaded"),
+}
+
+
+@pytest.mark.fault("a saved data set whose table is damaged")
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damaged_tables(tmp_path: Path, lost: Any, what: str) -> None:
+    """Offsets are followed wherever they lead: to the end of the process, or to what else lies in memory."""
+    before, after, message = DAMAGES[what]
+    before, after = (part if isinstance(part, bytes) else np.array(part, "<i4").tobytes() for part in (before, after))
+    dataset(labels=[["cat"], ["dog"], []]).save_to_disk(tmp_path)
+    (table,) = tmp_path.glob("*.arrow")
+    whole = table.read_bytes()
+    assert before in whole
+    table.unlink()
+    table.write_bytes(whole.replace(before, after) if after else whole[: whole.index(before)])
+    with pytest.raises(DataError, match=f"{tmp_path.name} {message}"):
+        open_source(tmp_path)
+    assert huggingface.find_image(f"{tmp_path.parent}/none/train/0") is None
+    with pytest.raises(DataError, match=f"{tmp_path.name} {message}"):
+        huggingface.find_image(f"{tmp_path}/train/0")
+    table.unlink()
+    table.write_bytes(whole)
+    images = open_source(tmp_path).read("train").paths
+    lost([jpeg(0), jpeg(1), jpeg(2)], [path.read_bytes() for path in images], "images of the whole table")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": pa.array([{"bytes": 1, "path": "a"}])}, "Unsupported cast from int64 to binary"),
+        ({"label": pa.array([[2**31 - 1]], pa.list_(pa.int32())).cast(pa.list_(pa.date32()))}, "must have magnitude"),
+        ({"label": pa.StringArray.from_buffers(1, *pa.array([b"\xff"]).buffers()[1:])}, "utf-8"),
+    ],
+)
+def test_columns_that_cannot_be_read(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    image = pa.array([{"bytes": jpeg(0), "path": "a"}])
+    pq.write_table(pa.table({"image": image, "label": ["cat"], **columns}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet cannot be loaded \(.*{message}.*\)\. Save or download it again"):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_odd_columns_that_are_read(tmp_path: Path) -> None:
+    image = pa.array([{"bytes": jpeg(0), "path": "a"}, {"bytes": None, "path": "a\0b"}])
+    names = {"_type": "ClassLabel", "names": [1, {}]}
+    about = {
+        "info": {
+            "features": {"image": {"_type": "Image"}, "label": names, "day": {"_type": "Value", "dtype": "date32"}}
+        }
+    }
+    day = pa.array([2**31 - 1, 0], pa.int32()).cast(pa.date32())
+    table = pa.table({"image": image, "label": [1, 0], "day": day})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), tmp_path / "a.parquet")
+    source = HuggingFaceSource(tmp_path / "a.parquet", group_column="day")
+    assert source.label_names == ("1", "{}")
+    assert source.groups("train") == ("<value out of range: 2147483647>", "1970-01-01")
+    images = source.read("train")
+    assert images.target.tolist() == [[0, 1], [1, 0]]
+    with pytest.raises(OSError, match=r"row 2 names .* no file can have that name"):
+        images.paths[1].read_bytes()
+
+
+def test_a_damaged_page_of_parquet_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"image": [{"bytes": jpeg(0), "path": "a"}] * 9, "label": ["cat"] * 9})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"\3\0\0\0cat", b"\xff\xff\xff\x7fcat"))
+    with pytest.raises(DataError, match=r"a\.parquet cannot be loaded \((?!An error occurred while generating).*\)"):
+        open_source(tmp_path / "a.parquet")
+    assert capfd.readouterr().err == ""
 
 
 def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

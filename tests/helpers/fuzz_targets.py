@@ -4,12 +4,16 @@ import functools
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,6 +31,7 @@ from msrn.compare.summary import markdown
 from msrn.compare.variants import read_variants
 from msrn.data import Source, open_source, read_image
 from msrn.data.voc import VOC_LABELS
+from msrn.errors import MSRNError
 from msrn.export import OnnxPredictor
 from msrn.files import json_text
 from msrn.labels.graph_file import read_graph, write_graph
@@ -200,6 +205,100 @@ def _parquet() -> list[bytes]:
     return found
 
 
+def _images_and_labels(labels: list[Any]) -> list[Any]:
+    """Tables of two images each, the second with what may be missing."""
+    import pyarrow as pa
+
+    image = {"bytes": encoded(Image.new("RGB", (2, 2))), "path": "0.png"}
+    rows = [[image, image], [{"bytes": b"", "path": None}, None]]
+    return [
+        pa.table(
+            {
+                "image": pa.array(of_table, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+                "labels": pa.array([labels, [] if number else None]),
+                "day": pa.array([1, None], pa.date32()),
+                "taken": pa.array([1, 2], pa.timestamp("us", "UTC")),
+            }
+        )
+        for number, of_table in enumerate(rows)
+    ]
+
+
+def _parquet_with_images() -> list[bytes]:
+    import pyarrow.parquet as pq
+
+    found = []
+    for table in [*_images_and_labels(["cat", "dog"]), _images_and_labels([9, 10])[0]]:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _read_with_images(path: Path) -> None:
+    """All that may be asked of a data set: its labels, its groups, its images."""
+    source = open_source(path, group_column="day")
+    for split in source.splits:
+        for image in source.read(split).paths:
+            with suppress(OSError, MSRNError):
+                image.read_bytes()
+
+
+def _read_parquet_with_images(path: Path) -> None:
+    """By the own reader of `datasets`, without the copy that it would make in its cache: looking after that takes far longer."""
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
+
+    def load(kind: str, data_files: dict[str, list[str]]) -> Any:
+        builder = object.__new__(Parquet)
+        builder.config, builder.info = ParquetConfig(), datasets.DatasetInfo()
+        builder.config.data_files = data_files
+        files = SimpleNamespace(download=lambda given: given, download_config=SimpleNamespace())
+        found = datasets.DatasetDict()
+        for split in builder._split_generators(files):
+            tables = [datasets.table.InMemoryTable(table) for _, table in builder._generate_tables(**split.gen_kwargs)]
+            found[str(split.name)] = datasets.Dataset(
+                datasets.table.concat_tables(tables), info=builder.info, fingerprint="0"
+            )
+        return found
+
+    with patch.object(datasets, "load_dataset", load):
+        _read_with_images(path)
+
+
+def _saved_tables() -> list[bytes]:
+    return [next(folder.glob("*.arrow")).read_bytes() for folder in _saved_sets()]
+
+
+_SAVED: list[Path] = []
+
+
+def _saved_sets() -> list[Path]:
+    from tempfile import mkdtemp
+
+    import datasets
+
+    if not _SAVED:
+        datasets.disable_progress_bars()
+        features = {"image": datasets.Image(), "labels": datasets.List(datasets.ClassLabel(names=["cat", "dog"]))}
+        for number, table in enumerate(_images_and_labels([0, 1])):
+            dataset = datasets.Dataset(table)
+            _SAVED.append(Path(mkdtemp()) / str(number))
+            dataset.cast(datasets.Features({**dataset.features, **features})).save_to_disk(_SAVED[-1])
+    return _SAVED
+
+
+def _read_saved(path: Path) -> None:
+    """The table of a saved data set, the other files as `datasets` wrote them."""
+    folder = path.parent / "saved"
+    if not folder.exists():
+        shutil.copytree(_saved_sets()[0], folder)
+    (table,) = folder.glob("*.arrow")
+    table.unlink()  # it may still be mapped into memory
+    table.write_bytes(path.read_bytes())
+    _read_with_images(folder)
+
+
 def _tar() -> list[bytes]:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -359,6 +458,8 @@ TARGETS: dict[str, Target] = {
     "table, CSV": Target("t.csv", lambda: [b"path,labels,split\na.jpg,cat|dog,train\n", b"path,cat\na.jpg,1\n"], _read_all),
     "table, JSON Lines": Target("t.jsonl", lambda: [b'{"path": "a", "labels": ["cat"]}\n', b'{"path": "a", "x": 1}\n'], _read_all),
     "table, Parquet": Target("t.parquet", _parquet, _read_all),
+    "Hugging Face, Parquet with images": Target("t.parquet", _parquet_with_images, _read_parquet_with_images),
+    "Hugging Face, a saved table": Target("t.arrow", _saved_tables, _read_saved),
     "table of paths": Target("t.csv", lambda: [b"path\na.jpg\n", b"file_name;x\nb;1\n"], _read_table_of_paths),
     "table, CSV, problems gathered": Target(
         "t.csv", lambda: [b"path,labels,split\na.jpg,cat|dog,train\n", b"path,cat\na.jpg,1\n"], _read_with_problems
@@ -437,8 +538,6 @@ def mutate(data: bytes, edits: list[tuple[int, int, int]]) -> bytes:
 
 def try_reading(target: Target, path: Path, data: bytes) -> Any:
     """None, or the error of a reader that is none of ours."""
-    from msrn.errors import MSRNError
-
     path.write_bytes(data)
     try:
         target.read(path)

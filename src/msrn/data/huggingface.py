@@ -4,7 +4,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxtyping import Int8
 
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, cell_text, shown
 from msrn.data.packed import MAX_IMAGE_BYTES, PackedImage, check_image_size, open_regular
-from msrn.data.records import import_parquet
+from msrn.data.records import import_parquet, values_of
 from msrn.data.source import (
     ALLOW_OUTSIDE,
     SPLIT_OF_NAME,
@@ -62,10 +63,9 @@ def _holds_images(file: Path) -> bool:
     except MissingDependencyError:
         return False  # left to the reader of tables, which says so
     try:
-        schema = parquet.read_schema(file)
+        return any(_is_image_struct(pyarrow, field.type) for field in parquet.read_schema(file))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{file}: no whole Parquet file ({error}). Write or copy it again.") from error
-    return any(_is_image_struct(pyarrow, field.type) for field in schema)
 
 
 def _is_image_struct(pyarrow: Any, kind: Any) -> bool:
@@ -116,6 +116,8 @@ class DatasetImage(PackedImage):
             return content
         folder = self._folder()
         path = Path(folder, image["path"])
+        if "\0" in str(path):
+            raise OSError(f"row {self.row + 1} names {image['path']!r}, and no file can have that name")
         if not self.allow_outside and is_outside(path, folder):
             raise UnreadableImageError(f"{self}: the row names {path}, which lies outside of {folder}. {ALLOW_OUTSIDE}")
         with open_regular(path) as file:
@@ -160,7 +162,7 @@ def _images_in(root: str) -> dict[str, Any]:
     for name, dataset in _load(root).items():
         columns = [column for column, feature in dataset.features.items() if _is_image(feature)]
         if name.lower() in SPLIT_OF_NAME and columns:
-            found[SPLIT_OF_NAME[name.lower()]] = _undecoded(dataset, columns[0])
+            found[SPLIT_OF_NAME[name.lower()]] = _undecoded(root, dataset, columns[0])
     return found
 
 
@@ -220,17 +222,17 @@ class HuggingFaceSource(Source):
             raise DataError(f"{path}: no column '{missing[0]}', only: {', '.join(features)}. Choose one of these.")
 
         image_column = self._find_image_column(features, path_column)
-        self._images = {split: _undecoded(dataset, image_column) for split, dataset in by_split.items()}
+        self._images = {split: _undecoded(self.root, dataset, image_column) for split, dataset in by_split.items()}
         label_column = label_column or next((name for name in _LABEL_COLUMNS if name in features), None)
         self.names_every_label = label_column is not None
         candidates = [label_column] if label_column else _columns_of_labels(self.root, features, label_names)
-        columns = {split: _values(dataset, candidates) for split, dataset in by_split.items()}
+        columns = {split: _values(self.root, dataset, candidates) for split, dataset in by_split.items()}
         if label_column:
             self._read_label_cells(columns, features, label_separator, label_names)
         else:
             self._read_label_columns(columns, features, label_names, group_column)
         self._groups = {
-            split: tuple(map(cell_text, _values(dataset, [group_column])[group_column]))
+            split: tuple(map(cell_text, _values(self.root, dataset, [group_column])[group_column]))
             for split, dataset in by_split.items()
             if group_column
         }
@@ -363,12 +365,12 @@ def _columns_of_labels(root: Path, features: Any, label_names: Sequence[str] | N
     return [name for name, feature in features.items() if str(getattr(feature, "dtype", "")).startswith(of_numbers)]
 
 
-def _values(dataset: Any, names: list[str]) -> dict[str, list[Any]]:
+def _values(path: str | Path, dataset: Any, names: list[str]) -> dict[str, list[Any]]:
     """Whole columns as Python's values; images are not touched."""
-    if not names:
-        return {}
-    table = dataset.with_format("arrow").select_columns(names)[:]
-    return {name: table[name].to_pylist() for name in names}
+    import pyarrow
+
+    with _naming(path):
+        return {name: values_of(pyarrow, dataset.data.table[name]) for name in names}
 
 
 def _stack(columns: list[list[int | None]]) -> Int8[np.ndarray, "N L"]:
@@ -383,11 +385,14 @@ def _is_saved(path: Path) -> bool:
 
 
 def _check_saved(folder: Path) -> None:
-    """Refuse a saved folder that names files elsewhere, or what would be waited for: `datasets` opens all that it names.
+    """Refuse a saved folder that names files elsewhere, what would be waited for, and damaged tables.
+
+    `datasets` opens all that is named, and takes tables as they are.
 
     Raises:
         OSError: A file is no regular one, too large, or cannot be read.
         ValueError: One of the JSON files is none, or names something that does not lie beside it.
+        pyarrow.ArrowException: A table is damaged.
     """
     is_single = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
     parts = [folder] if is_single else [folder / name for name in _names_in(folder / "dataset_dict.json", "splits")]
@@ -396,6 +401,16 @@ def _check_saved(folder: Path) -> None:
         for name in _names_in(part / "state.json", "_data_files", "filename"):
             if not stat.S_ISREG((part / name).stat().st_mode):
                 raise OSError(f"{name} is no regular file")
+            _check_table(part / name)
+
+
+def _check_table(file: Path) -> None:
+    """Look through a file of Arrow's, whose offsets are followed into memory wherever they lead; images themselves are not read."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as content, pyarrow.ipc.open_stream(content) as batches:
+        for batch in batches:
+            batch.validate(full=True)
 
 
 def _names_in(file: Path, key: str, inner: str | None = None) -> list[str]:
@@ -412,6 +427,25 @@ def _names_in(file: Path, key: str, inner: str | None = None) -> list[str]:
     return names
 
 
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Make ours of what the library raises on a data set: its own errors, the hub's, those of Arrow and of the network."""
+    try:
+        yield
+    except MSRNError:
+        raise
+    except Exception as error:
+        # Of an error while Parquet is copied the library says no more than that there was one.
+        cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+        reason = str(cause).strip().split("\n")[0] or type(cause).__name__
+        if str(path).startswith(HUB_PREFIX):
+            raise DataError(
+                f"{path} cannot be loaded from the Hugging Face hub ({reason}). Where there is a network, save it with "
+                "datasets.load_dataset(...).save_to_disk(folder), and pass that folder, or pass its Parquet files."
+            ) from error
+        raise DataError(f"{path} cannot be loaded ({reason}). Save or download it again.") from error
+
+
 def _load(path: str) -> dict[str, Any]:
     """The data set's splits by the names they have."""
     try:
@@ -420,40 +454,39 @@ def _load(path: str) -> dict[str, Any]:
         raise MissingDependencyError(
             f"{path} is {HuggingFaceSource.layout}, which needs datasets: pip install 'msrn[data]'."
         ) from error
-    folder = Path(path).expanduser()
-    shows_progress = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()  # they would stand between what a command prints
+    # Its bars and messages would stand between what a command prints.
+    shows_progress, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        if path.startswith(HUB_PREFIX):
-            loaded = datasets.load_dataset(path.removeprefix(HUB_PREFIX))
-        elif _is_saved(folder):
-            _check_saved(folder)
-            loaded = datasets.load_from_disk(str(folder))
-        else:
-            files: dict[str, list[str]] = {}
-            for file in find_parquet(folder):
-                split = split_of_shard(file, folder if folder.is_dir() else folder.parent)
-                files.setdefault(split, []).append(str(file))
-            if not files:
-                raise SourceNotFoundError(
-                    f"{path} is no Hugging Face data set: expected a folder of save_to_disk, or Parquet files with a column "
-                    "of images. Pass one of these, or hf:owner/name."
-                )
-            loaded = datasets.load_dataset("parquet", data_files=files)
-    except MSRNError:
-        raise
-    except Exception as error:  # the library raises its own, the hub's, those of Arrow and of the network
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if path.startswith(HUB_PREFIX):
-            raise DataError(
-                f"{path} cannot be loaded from the Hugging Face hub ({reason}). Where there is a network, save it with "
-                "datasets.load_dataset(...).save_to_disk(folder), and pass that folder, or pass its Parquet files."
-            ) from error
-        raise DataError(f"{path} cannot be loaded ({reason}). Save or download it again.") from error
+        with _naming(path):
+            loaded = _open(path)
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shows_progress:
             datasets.enable_progress_bars()
     return dict(loaded) if isinstance(loaded, dict) else {SPLIT_OF_NAME.get(str(loaded.split), "train"): loaded}
+
+
+def _open(path: str) -> Any:
+    import datasets
+
+    folder = Path(path).expanduser()
+    if path.startswith(HUB_PREFIX):
+        return datasets.load_dataset(path.removeprefix(HUB_PREFIX))
+    if _is_saved(folder):
+        _check_saved(folder)
+        return datasets.load_from_disk(str(folder))
+    files: dict[str, list[str]] = {}
+    for file in find_parquet(folder):
+        split = split_of_shard(file, folder if folder.is_dir() else folder.parent)
+        files.setdefault(split, []).append(str(file))
+    if not files:
+        raise SourceNotFoundError(
+            f"{path} is no Hugging Face data set: expected a folder of save_to_disk, or Parquet files with a column of images. "
+            "Pass one of these, or hf:owner/name."
+        )
+    return datasets.load_dataset("parquet", data_files=files)
 
 
 def _is_image(feature: Any) -> bool:
@@ -461,11 +494,14 @@ def _is_image(feature: Any) -> bool:
     return type(feature).__name__ == "Image" or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
 
 
-def _undecoded(dataset: Any, column: str) -> Any:
+def _undecoded(path: str | Path, dataset: Any, column: str) -> Any:
     import datasets
 
-    # A format that was saved with the data set would turn images into tensors.
-    return dataset.with_format(None).select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    features = datasets.Features({column: datasets.Image(decode=False)})
+    with _naming(path):
+        # Without a format that was saved with the data set, which would turn images into tensors.
+        table = dataset.data.select([column]).cast(features.arrow_schema)
+        return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint="images")
 
 
 def _labels_in(value: Any, feature: Any) -> Any:
@@ -490,5 +526,7 @@ def _class_names(feature: Any) -> tuple[str, ...]:
     if isinstance(feature, dict):
         return next((_class_names(feature[key]) for key in _LABELS_OF_OBJECTS if key in feature), ())
     return (
-        _class_names(feature.feature) if hasattr(feature, "feature") else tuple(getattr(feature, "names", None) or ())
+        _class_names(feature.feature)
+        if hasattr(feature, "feature")
+        else tuple(map(str, getattr(feature, "names", None) or ()))
     )
