@@ -476,6 +476,26 @@ def test_base64_is_decoded_beside_the_event_loop(client: TestClient, monkeypatch
     assert len(threads) == 1
 
 
+def test_labels_are_listed_and_ranked_beside_the_event_loop(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10,000 labels this takes seconds, in which others are answered."""
+    seen: list[str] = []
+
+    def beside(name: str) -> None:
+        with pytest.raises(RuntimeError):  # no loop runs in this thread
+            asyncio.get_running_loop()
+        seen.append(name)
+
+    labels, rank, own = Service.labels, predictor.rank, copy.copy(predictor)
+    monkeypatch.setattr(Service, "labels", property(lambda self: (beside("labels"), labels.func(self))[1]))
+    monkeypatch.setattr(own, "rank", lambda *args, **options: (beside("rank"), rank(*args, **options))[1])
+    with TestClient(create_app({"tiny": own})) as client:
+        assert len(client.get("/v1/labels").json()["labels"]) == 6
+        assert client.post("/v1/predict", files=files(png())).status_code == 200
+    assert seen == ["labels", "rank"]
+
+
 def test_a_large_image_in_json_is_refused_before_it_is_decoded(predictor: Predictor) -> None:
     with TestClient(create_app({"tiny": predictor}, ServerSettings(max_image_bytes=30))) as client:
         asked = problem(client.post("/v1/predict", json={"images": ["AAAA", "?" * 44]}), 413)

@@ -245,12 +245,7 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
             with models.use(asked.model) as service:
                 files = [upload.take() for upload in uploads]
                 tagged = await unless_left(request, service.tag(files, share.give_back))
-                return PredictResponse(
-                    model=service.name,
-                    predictions=[
-                        _image_labels(service, upload, own, asked) for upload, own in zip(uploads, tagged, strict=True)
-                    ],
-                )
+                return await asyncio.to_thread(_answer, service, uploads, tagged, asked)
 
     @app.post(
         "/v1/explain",
@@ -284,7 +279,8 @@ def _add_v1(app: FastAPI, models: Models, settings: ServerSettings, key: list[An
     )
     async def labels(model: str | None = model_name) -> LabelsResponse:
         with models.use(model) as service:
-            return LabelsResponse(model=service.name, labels=service.labels)
+            # Of 10,000 labels it takes seconds, the first time.
+            return LabelsResponse(model=service.name, labels=await asyncio.to_thread(getattr, service, "labels"))
 
     @app.get(
         "/v1/model",
@@ -338,6 +334,14 @@ async def _limits(settings: ServerSettings, bodies: Bodies) -> AsyncIterator[Sha
         LOGGER.error("memory ran out", extra={"fields": {"error": str(error) or type(error).__name__}})
         detail = "It ran out while this request was worked on. Try again in a moment, or send fewer or smaller images."
         raise ProblemError(503, "The server has no more memory.", detail, headers={"Retry-After": "1"}) from None
+
+
+def _answer(service: Service, uploads: list[Upload], tagged: list[Tagged], asked: PredictOptions) -> PredictResponse:
+    """Of many images and all of 10,000 labels it takes seconds, so it is not for the event loop."""
+    pairs = zip(uploads, tagged, strict=True)
+    return PredictResponse(
+        model=service.name, predictions=[_image_labels(service, upload, own, asked) for upload, own in pairs]
+    )
 
 
 def _image_labels(service: Service, upload: Upload, tagged: Tagged, asked: PredictOptions) -> ImageLabels:
