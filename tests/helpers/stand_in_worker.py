@@ -23,13 +23,15 @@ def end_with_parent() -> None:
 def be_stopped(number: signal.Signals, how_often: str) -> None:
     """Have the comparison told to stop, and end once it has passed that on; told "twice", it has to kill this process."""
     if how_often != "alone":
-        told = threading.Event()
-        signal.signal(number, lambda *_: told.set())
-        for _ in range(1 + (how_often == "twice")):
-            os.kill(os.getppid(), number)
-            told.wait(60)
-        print("told" if told.is_set() else "not told", flush=True)
+        told: list[int] = []
+        signal.signal(number, lambda number, frame: told.append(number))
+        os.kill(os.getppid(), number)
+        end_s = time.monotonic() + 60
+        while not told and time.monotonic() < end_s:
+            time.sleep(0.01)
+        print("told" if told else "not told", flush=True)
         if how_often == "twice":
+            os.kill(os.getppid(), number)
             time.sleep(60)
     sys.exit(128 + number)
 
