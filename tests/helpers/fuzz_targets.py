@@ -1,5 +1,6 @@
 """Readers of files that strangers may hand in, each with files that it takes and a way to give it any bytes."""
 
+import asyncio
 import functools
 import io
 import json
@@ -345,6 +346,11 @@ def _coco() -> bytes:
     ).encode()
 
 
+_LABEL_STUDIO_MIN = (
+    b'[{"id": 1, "image": "a.jpg", "l": {"choices": ["cat", "dog"]}, "annotation_id": 1, "annotator": 1}]'
+)
+
+
 def _label_studio() -> bytes:
     choice = {"type": "choices", "from_name": "l", "to_name": "i", "value": {"choices": ["cat"]}}
     return json.dumps([{"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": [choice]}]}]).encode()
@@ -441,6 +447,50 @@ def _read_comparison_with(name: str) -> Callable[[Path], object]:
     return read
 
 
+_FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\nContent-Type: image/png\r\n\r\nx\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--\r\n'
+)
+
+
+def _read_request(content_type: str) -> Callable[[Path], object]:
+    """The body of a request to the server."""
+
+    def read(path: Path) -> None:
+        from starlette.requests import Request
+
+        from msrn.server.body import Bodies, read_request
+        from msrn.server.problems import ProblemError
+        from msrn.server.schemas import PredictOptions
+        from msrn.server.settings import ServerSettings
+
+        messages = [{"type": "http.request", "body": path.read_bytes(), "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def ask() -> None:
+            headers = [(b"content-type", content_type.encode())]
+            request = Request({"type": "http", "method": "POST", "query_string": b"", "headers": headers}, receive)
+            with Bodies(10**8).share() as share:
+                await read_request(request, PredictOptions, ServerSettings(), share, max_images=32)
+
+        try:
+            _loop().run_until_complete(ask())
+        except ProblemError as problem:
+            if problem.status >= 500:
+                raise
+            problem.response()
+            raise MSRNError(f"{problem.title} {problem.detail}") from None
+
+    return read
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
 TARGETS: dict[str, Target] = {
     "label graph of a pickle": Target(
         "x.pkl", lambda: [pickle.dumps({"adj": np.ones((2, 2)), "nums": np.ones(2)}, n) for n in (0, 2, 4)], read_published_graph
@@ -456,6 +506,7 @@ TARGETS: dict[str, Target] = {
     "binary file of words": Target("w.bin", lambda: [b"1 2\ncat " + bytes(8) + b"\n"], lambda p: find_words(p, ["cat"])),
     "label names": Target("l.txt", lambda: [b"cat\ndog\n", b"\xef\xbb\xbfa\n"], read_label_names),
     "table, CSV": Target("t.csv", lambda: [b"path,labels,split\na.jpg,cat|dog,train\n", b"path,cat\na.jpg,1\n"], _read_all),
+    "table, TSV": Target("t.tsv", lambda: [b"path\tlabels\na.jpg\tcat,dog\n", b"path\tcat\na.jpg\t1\n"], _read_all),
     "table, JSON Lines": Target("t.jsonl", lambda: [b'{"path": "a", "labels": ["cat"]}\n', b'{"path": "a", "x": 1}\n'], _read_all),
     "table, Parquet": Target("t.parquet", _parquet, _read_all),
     "Hugging Face, Parquet with images": Target("t.parquet", _parquet_with_images, _read_parquet_with_images),
@@ -480,7 +531,7 @@ TARGETS: dict[str, Target] = {
         faults=lambda: [_checkpoint(new=True), _run_checkpoint(new=False)],
     ),
     "COCO": Target("instances_train.json", lambda: [_coco()], _read_all),
-    "Label Studio": Target("export.json", lambda: [_label_studio()], _read_all),
+    "Label Studio": Target("export.json", lambda: [_label_studio(), _LABEL_STUDIO_MIN], _read_all),
     "WebDataset": Target("0.tar", _tar, _read_all),
     "recipe": Target(
         "r.yaml", lambda: [b"data:\n  root: x\n", b"name: a\nmodel: {dim: 8}\n"], load_recipe, faults=lambda: YAML_FAULTS
@@ -506,6 +557,11 @@ TARGETS: dict[str, Target] = {
     "bundle, weights": Target("w", _bundle_seeds("model.safetensors"), _read_bundle_with("model.safetensors")),
     "published checkpoint": Target("x.pth", lambda: [_checkpoint(new=True), _checkpoint(new=False)], read_published_checkpoint),
     "ONNX": Target("m.onnx", lambda: [small_onnx()], OnnxPredictor, faults=lambda: [small_onnx(labels="[]")]),
+    "request, JSON": Target(
+        "r.json", lambda: [b'{"images": ["eA=="], "top_k": 3}', b'{"images": ["eA\\n==", "eA=="], "threshold": 0.5}'],
+        _read_request("application/json"), faults=lambda: [b'{"images": ["\\ud800"]}', b'{"images": []}', b"[", b'{"x": 1e999}'],
+    ),
+    "request, form": Target("r.txt", lambda: [_FORM], _read_request("multipart/form-data; boundary=b"), faults=lambda: [b"--b"]),
     "image": Target("i.png", lambda: _images(good=True), read_image, runs=100_000, faults=lambda: _images(good=False)),
 }  # fmt: skip
 
