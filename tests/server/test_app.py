@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from image_files import odd_images
+from image_files import bomb, odd_images
 from PIL import Image
 from tiny_bundle import noise
 
@@ -46,6 +46,12 @@ def client(predictor: Predictor) -> Iterator[TestClient]:
 def png(seed: int = 0) -> bytes:
     buffer = io.BytesIO()
     noise(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tiny_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -176,7 +182,8 @@ def test_odd_images_have_the_right_answer(client: TestClient, predictor: Predict
         assert abs(label["probability"] - expected[label["name"]]) < 1e-4
 
 
-def test_a_large_request_is_not_read(predictor: Predictor) -> None:
+@pytest.mark.fault("a request with more bytes than the server takes")
+def test_a_large_request_is_not_read(predictor: Predictor, lost: Callable[[Any, Any, str], None]) -> None:
     app = create_app({"tiny": predictor}, ServerSettings(max_request_bytes=1000))
 
     def chunks() -> Iterator[bytes]:
@@ -186,9 +193,26 @@ def test_a_large_request_is_not_read(predictor: Predictor) -> None:
     with TestClient(app) as client:
         problem(client.post("/v1/predict", content=b" " * 1001, headers={"content-type": "application/json"}), 413)
         problem(client.post("/v1/predict", content=chunks(), headers={"content-type": "application/json"}), 413)
+        lost(
+            [200],
+            [client.post("/v1/predict", content=form(tiny_png()), headers={"content-type": FORM}).status_code],
+            "others",
+        )
 
 
-def test_a_full_queue(predictor: Predictor) -> None:
+@pytest.mark.fault("a file with more bytes or pixels than the server takes")
+def test_a_large_image_is_not_decoded(predictor: Predictor, lost: Callable[[Any, Any, str], None]) -> None:
+    app = create_app({"tiny": predictor}, ServerSettings(max_image_bytes=30_000, max_pixels=1_000_000))
+    data = [png(), png() + bytes(30_000), bomb(1001, 1000), bomb(60_000, 60_000), png()]
+    with TestClient(app) as client:
+        answers = [client.post("/v1/predict", files=files(own)) for own in data]
+    for answer, word in zip(answers[1:4], ("30,000 bytes", "1,000,000 pixels", "1,000,000 pixels"), strict=True):
+        assert word in problem(answer, 413)["detail"]
+    lost([200, 200], [answers[0].status_code, answers[4].status_code], "other answers")
+
+
+@pytest.mark.fault("more images than may wait")
+def test_a_full_queue(predictor: Predictor, lost: Callable[[Any, Any, str], None]) -> None:
     slow = Slow(predictor)
     settings = ServerSettings(max_images=2, max_waiting=2, num_streams=1, batch_size=1)
     with TestClient(create_app({"tiny": slow.predictor}, settings)) as client, ThreadPoolExecutor(2) as pool:
@@ -200,7 +224,7 @@ def test_a_full_queue(predictor: Predictor) -> None:
         assert "2 images wait" in problem(answer, 503)["detail"]
         assert answer.headers["retry-after"] == "1"
         slow.go.set()
-        assert {own.result().status_code for own in (first, second)} == {200}
+        lost([200, 200], [own.result().status_code for own in (first, second)], "requests that waited")
 
 
 def test_a_passed_deadline(predictor: Predictor) -> None:

@@ -2,10 +2,12 @@
 
 import base64
 import csv
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from running_server import RunningServer, running_server
 from tiny_bundle import noise
+
+from msrn.data.cells import _FORMULA
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -29,10 +33,24 @@ def server(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
+MARKUP = [
+    "<script>document.title = 'run'</script>",
+    "<img src=x onerror=\"document.title = 'run'\">",
+    "'\"><b>",
+    "&lt;i&gt;",
+    "person",
+    "sun & <sea>",
+]
+
+
 @pytest.fixture(scope="module")
 def two_bundles(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    with running_server(f"pets={bundle_dir}", log, f"scenes={bundle_dir}") as server:
+    """The labels of one of them have markup in their names."""
+    folder = tmp_path_factory.mktemp("server")
+    scenes = Path(shutil.copytree(bundle_dir, folder / "scenes"))
+    config = json.loads((scenes / "config.json").read_text())
+    (scenes / "config.json").write_text(json.dumps({**config, "labels": MARKUP}))
+    with running_server(f"pets={bundle_dir}", folder / "log", f"scenes={scenes}") as server:
         yield server
 
 
@@ -154,6 +172,16 @@ def test_drop_look_and_download(page: "Page", photos: list[Path]) -> None:
     assert rows[1][5:] == [str(in_json[0]["strictness"]), in_json[0]["model"], ""] == ["0", "tiny0", ""]
     page.get_by_role("button", name="Clear").click()
     assert page.locator(".result").count() == 0
+
+
+def test_a_downloaded_cell_begins_as_no_formula_does(page: "Page") -> None:
+    names = [f"{sign}1+1" for sign in _FORMULA]
+    text = page.evaluate(
+        """async (names) => (await import("/static/download.js")).toCsv(names.map((name) => ({ name, labels: [] })))""",
+        names,
+    )
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert [row[0] for row in rows[1:]] == [f"'{name}" for name in names]
 
 
 @pytest.mark.parametrize(
@@ -352,6 +380,33 @@ def test_another_bundle(browser: "Browser", two_bundles: RunningServer, photos: 
     drop(page, photos)
     assert models_of(page) == ["pets", "scenes", "scenes"]
     page.close()
+
+
+@pytest.mark.fault("label and file names with markup on the server's page")
+def test_markup(
+    browser: "Browser", two_bundles: RunningServer, photos: list[Path], lost: Callable[[Any, Any, str], None]
+) -> None:
+    """They are shown as they are written: beside a photo, above its map, and in the label graph."""
+    page = browser.new_page(viewport=DESKTOP)
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))  # also where a script was kept from running
+    page.goto(two_bundles.address)
+    page.wait_for_selector("#graph svg")
+    title = page.title()
+    with page.expect_response(re.compile(r"/v1/labels\?model=scenes")):
+        page.locator("#model").select_option("scenes")
+    page.get_by_text("&lt;i&gt;", exact=True).first.wait_for(state="attached")
+    drop(page, photos[:1])
+    move_slider(page, 0)
+    shown = [page.locator(".result h3").inner_text()]
+    for name in MARKUP:
+        page.locator(".result .label", has=page.get_by_text(name, exact=True)).first.click()
+        page.get_by_text(f"Where the network looked for {name}", exact=True).wait_for()
+        shown.append(page.locator("#graph-text h3").inner_text())
+    assert sorted(page.locator("#graph .node text").all_text_contents()) == sorted(MARKUP)
+    assert (page.title(), messages) == (title, [])
+    page.close()
+    lost([photos[0].name, *MARKUP], shown, "names, shown as they are written")
 
 
 def test_of_two_bundles_chosen_quickly_the_last_stays(

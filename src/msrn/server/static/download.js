@@ -3,8 +3,8 @@
 
 function cell(value) {
   let text = String(value);
-  // Spreadsheets would run such a cell as a formula.
-  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+  // Spreadsheets would run such a cell as a formula; `_FORMULA` in data/cells.py has the same letters.
+  if (typeof value === "string" && /^[=+\-@\t\r\n]/.test(text)) text = `'${text}`;
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
