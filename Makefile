@@ -42,11 +42,21 @@ lock: $(VENV)/.dev  ## Write requirements.lock: every package with its version a
 	$(BIN)/python tools/lock.py $(VENV)/report.json > $(VENV)/requirements.lock
 	mv $(VENV)/requirements.lock requirements.lock
 
-audit: $(VENV)/.audit  ## Look for known vulnerabilities of the locked packages (needs the network).
-	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+# Advisories that `make audit` passes over, by number, since they do not touch msrn; say of each why.
+IGNORED :=
 
-licenses: $(VENV)/.audit  ## List the licence of every installed package.
-	@$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order=license --format=markdown --with-urls
+# PyPI tells advisories of torch 2.13.0, and knows no 2.13.0+cpu.
+audit: $(VENV)/.audit  ## Look for known vulnerabilities of the locked packages (needs PyPI's JSON interface).
+	sed 's/+cpu / /' requirements.lock > $(VENV)/audit.lock
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $(VENV)/audit.lock $(IGNORED:%=--ignore-vuln=%)
+
+licenses: $(VENV)/.audit  ## Write docs/licenses.md: the licence of every locked package.
+	$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --with-system --packages $$(sed -n 's/==.*//p' requirements.lock) \
+	  --order=license --format=markdown --with-urls --output-file=$(VENV)/licenses.md
+	( echo '# Licences'; echo; \
+	  echo 'Of every package of `requirements.lock`, as its metadata tell it; written by `make licenses`. `UNKNOWN` is one that tells none:'; \
+	  echo 'axe-playwright-python, which tests use and releases do not, has the text of the MIT License in its wheel.'; echo; \
+	  sed -E 's/ {2,}/ /g; s/-{3,}/---/g' $(VENV)/licenses.md ) > docs/licenses.md
 
 sbom: $(VENV)/.audit  ## Write sbom.json, a bill of materials (CycloneDX).
 	$(VENV)/audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o sbom.json
