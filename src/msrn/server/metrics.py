@@ -1,6 +1,7 @@
 """What a server counts, in Prometheus' format."""
 
 import os
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -12,15 +13,25 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from msrn.errors import MSRNError
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of the counts of several processes
+_ROOM = 1 << 16  # bytes of a file with counts; far fewer are needed
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one process; where several serve, the text has the sum of all."""
+    """Counters of one process; where several serve, the text has the sum of all.
+
+    Raises:
+        MSRNError: Several serve, and the folder of their counts has no room.
+    """
 
     def __init__(self) -> None:
+        if FOLDER in os.environ:
+            _make_room(Path(os.environ[FOLDER]))
         self._registry = CollectorRegistry()
         self.requests = Counter("msrn_requests", "Requests answered.", ["path", "status"], registry=self._registry)
         self.seconds = Histogram(
@@ -54,8 +65,24 @@ class Metrics:
 
     def text(self) -> bytes:
         """All counts."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if FOLDER not in os.environ:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return generate_latest(registry)
+
+
+def _make_room(folder: Path) -> None:
+    """Make the files in which this process will count, with room on the disk.
+
+    Prometheus' own have none until something is counted; a disk that is full by then would end the process (SIGBUS).
+    """
+    try:
+        for kind in ("counter", "histogram", "gauge_livesum"):
+            path = folder / f"{kind}_{os.getpid()}.db"
+            if not path.exists():
+                path.write_bytes(bytes(_ROOM))
+    except OSError as error:
+        raise MSRNError(
+            f"{folder} cannot be written: {error.strerror}. Free some space, or set TMPDIR to a folder with more."
+        ) from error

@@ -17,11 +17,11 @@ import torch
 from prometheus_client.multiprocess import mark_process_dead
 
 from msrn.server.logs import LOGGER, configure_logs, log_failure
+from msrn.server.metrics import FOLDER
 from msrn.server.models import load_predictors
 from msrn.server.process import Again, Server
 from msrn.server.settings import ServerSettings
 
-_COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 _READY = b"ready\n"
 # Within which a worker that replaces another has read its bundles.
 _START_SECONDS = 120.0
@@ -148,7 +148,7 @@ class Workers:
             stdout=PIPE,
             pass_fds=[self.listener.fileno()],
             start_new_session=True,  # a terminal's Ctrl-C is for this process, which tells its workers
-            env={**os.environ, _COUNTS: self._counts},
+            env={**os.environ, FOLDER: self._counts},
         )
         if self._stopping.is_set():
             worker.send(signal.SIGTERM)
