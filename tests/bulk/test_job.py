@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 import xml.etree.ElementTree as ET
@@ -311,14 +312,52 @@ def test_a_job_that_failed_before_its_first_part_is_in_nobodys_way(
     assert not (tmp_path / "tags.jsonl.parts").exists()
 
 
-def test_damaged_parts_are_named(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+DAMAGED_PARTS = {
+    "empty": lambda _: "",
+    "no JSON": lambda lines: "\n".join([lines[0], "{", lines[2]]),
+    "far too deep": lambda lines: "\n".join([lines[0], "[" * 100_000, lines[2]]),
+    "a row too few": lambda lines: "\n".join(lines[:2]),
+    "a row too many": lambda lines: "\n".join([*lines, lines[2]]),
+    "a list": lambda lines: "\n".join([lines[0], "[]", lines[2]]),
+    "no path": lambda lines: "\n".join([lines[0], '{"labels": []}', lines[2]]),
+    "half a label": lambda lines: "\n".join([lines[0], '{"path": "a.png", "labels": [{"name": "cat"}]}', lines[2]]),
+    "no number": lambda lines: "\n".join([lines[0], *(re.sub("0[.][0-9]+", "NaN", line) for line in lines[1:])]),
+    "a head too deep": lambda lines: "\n".join(["[" * 100_000, *lines[1:]]),
+    "a head of no number": lambda lines: "\n".join(['{"images": 1e999, "listing": ""}', *lines[1:]]),
+    "a head of too many": lambda lines: "\n".join([f'{{"images": {10**30}, "listing": ""}}', *lines[1:]]),
+    "a head of none": lambda lines: "\n".join(['{"images": 0, "listing": ""}', *lines[1:]]),
+}
+
+
+@pytest.mark.fault("parts of a job that are damaged")
+def test_damaged_parts_are_named(predictor: Predictor, photos: Path, tmp_path: Path, lost: Any) -> None:
     out = tmp_path / "tags.jsonl"
-    options: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "part_size": 2}
+    options: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "part_size": 2, "threshold": 0.1}
     with pytest.raises(StoppedError):
         tag_images(predictor, [photos], out, on_progress=stop_after(4), **options)
-    (tmp_path / "tags.jsonl.parts" / "000000.jsonl").write_text("")
-    with pytest.raises(MSRNError, match=r"000000\.jsonl is damaged or missing\. Add --restart"):
-        tag_images(predictor, [photos], out, **options)
+    part, job_file = (tmp_path / "tags.jsonl.parts" / name for name in ("000000.jsonl", "job.json"))
+    whole = part.read_text()
+    for what, damage in DAMAGED_PARTS.items():
+        part.write_text(damage(whole.splitlines()))
+        assert part.read_text() != whole, what
+        with pytest.raises(MSRNError, match=r"000000\.jsonl is damaged or missing\. Add --restart"):
+            tag_images(predictor, [photos], out, **options)
+    part.write_text(whole)
+    job = job_file.read_text()
+    for text in ("{", "[]", "[" * 100_000):
+        job_file.write_text(text)
+        with pytest.raises(MSRNError, match=r"job\.json is damaged or missing\. Add --restart"):
+            tag_images(predictor, [photos], out, **options)
+    part.unlink()
+    part.mkdir()
+    with pytest.raises(MSRNError, match=r"holds other things \(000000\.jsonl\); it is left alone"):
+        tag_images(predictor, [photos], out, restart=True, **options)
+    part.rmdir()
+    part.write_text(whole)
+    job_file.write_text(job)
+    assert tag_images(predictor, [photos], out, **options).num_resumed >= 2
+    images = [str(image) for image in find_images([photos]) if not str(image).endswith("damaged.jpg")]
+    lost(images, list(read_jsonl(out)), "images")
 
 
 def test_two_at_once_are_refused(predictor: Predictor, photos: Path, tmp_path: Path) -> None:

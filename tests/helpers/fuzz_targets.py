@@ -22,10 +22,14 @@ from image_files import encoded, odd_images
 from onnx_files import small_onnx
 from PIL import Image
 from records import make_record
+from rich.console import Console
 from safetensors.torch import save
 
-from msrn.bulk import find_images
+from msrn.bulk import FORMATS, find_images
+from msrn.bulk.parts import Parts
+from msrn.bulk.writers import About
 from msrn.bundle import load_bundle
+from msrn.cli.train import print_result
 from msrn.compare import HEADS, ComparisonFolder, Plan, Run, build_comparison, frame_of
 from msrn.compare.execute import estimate_s
 from msrn.compare.summary import markdown
@@ -41,9 +45,11 @@ from msrn.labels.pickles import read_published_graph, read_published_vectors
 from msrn.labels.sets import read_label_names
 from msrn.labels.vector_file import read_vectors, write_vectors
 from msrn.labels.word_file import find_words
+from msrn.metrics import evaluate_predictions
 from msrn.models.published import read_published_checkpoint
 from msrn.recipes import load_recipe
 from msrn.recipes.load import without_paths
+from msrn.recipes.run import _check_same_splits, _finished_run
 from msrn.training.fit import read_checkpoint, shapes_of
 
 # Values that make PyYAML's own constructors raise what is no error of YAML, or that grow.
@@ -444,6 +450,40 @@ def _read_comparison_with(name: str) -> Callable[[Path], object]:
         folder.is_kept(_FINAL)
         folder.check(_PLAN, [_FINAL])
 
+
+_JOB = {"model": "ab", "sources": ["photos"], "threshold": None}
+_IMAGES = ("a.png", "b.png")
+
+
+def _job_files() -> dict[str, bytes]:
+    """What an unfinished job leaves: its state, and a part."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        with Parts(Path(folder) / "parts", _JOB) as parts:
+            label = {"name": "cat", "probability": 0.5}
+            parts.add(
+                [{"path": "a.png", "labels": [label]}, {"path": "b.png", "labels": [], "error": "b.png: damaged."}]
+            )
+            parts.flush()
+        return {path.name: path.read_bytes() for path in (Path(folder) / "parts").glob("*.json*")}
+
+
+def _read_job(name: str) -> Callable[[Path], None]:
+    """What goes on with a job in which one file is the given one, and writes its results."""
+    files = functools.cache(_job_files)
+
+    def read(path: Path) -> None:
+        folder = path.parent / "parts"
+        folder.mkdir(exist_ok=True)
+        for other, data in {**files(), name: path.read_bytes()}.items():
+            (folder / other).write_bytes(data)
+        with Parts(folder, _JOB) as parts:
+            parts.skip(iter(_IMAGES))
+            for kind in ("jsonl", "csv", "xmp"):
+                writer = FORMATS[kind]
+                writer.write(map(writer.fit, parts.rows()), path.parent / f"out.{kind}", About(("cat",), "m"))
+
     return read
 
 
@@ -482,6 +522,38 @@ def _read_request(content_type: str) -> Callable[[Path], object]:
                 raise
             problem.response()
             raise MSRNError(f"{problem.title} {problem.detail}") from None
+
+
+def _run_files() -> dict[str, bytes]:
+    """What a run leaves that has ended."""
+    splits = {name: {"split": name, "images": 2, "sha256": "ab" * 32} for name in ("train", "val", "test")}
+    protocol = {**splits["test"], "seed": 0, "epoch": 2, "epoch_chosen_by": "mAP"}
+    report = evaluate_predictions(
+        torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[1, 0], [0, 0]]), ["cat", "dog"]
+    )
+    training = {"best_epoch": 1, "val_mAP": 0.5, "parameters": 3, "train_seconds": 1.5, "splits": splits}
+    values = {
+        "splits.json": splits,
+        "test.json": {**report, "protocol": protocol},
+        "bundle/config.json": {"training": training},
+    }
+    return {name: json.dumps(value).encode() for name, value in values.items()}
+
+
+def _read_run(name: str) -> Callable[[Path], None]:
+    """What goes on with a run in which one file is the given one, and shows what it left."""
+    files = functools.cache(_run_files)
+
+    def read(path: Path) -> None:
+        folder = path.parent / "run"
+        (folder / "bundle").mkdir(parents=True, exist_ok=True)
+        for other, data in {**files(), name: path.read_bytes()}.items():
+            (folder / other).write_bytes(data)
+        result = _finished_run(folder)
+        if result is not None:
+            print_result(Console(file=io.StringIO()), "run", result)
+            json_text([result.test, result.training])
+        _check_same_splits(json.loads(files()["splits.json"]), folder)
 
     return read
 
@@ -530,6 +602,11 @@ TARGETS: dict[str, Target] = {
         "last.ckpt", lambda: [_run_checkpoint()], lambda p: read_checkpoint(p, shapes_of(_MODULE)),
         faults=lambda: [_checkpoint(new=True), _run_checkpoint(new=False)],
     ),
+    "job, its state": Target("job.json", lambda: [_job_files()["job.json"]], _read_job("job.json")),
+    "job, a part": Target("part.jsonl", lambda: [_job_files()["000000.jsonl"]], _read_job("000000.jsonl")),
+    "run, its splits": Target("splits.json", lambda: [_run_files()["splits.json"]], _read_run("splits.json")),
+    "run, its test": Target("test.json", lambda: [_run_files()["test.json"]], _read_run("test.json")),
+    "run, its bundle": Target("config.json", lambda: [_run_files()["bundle/config.json"]], _read_run("bundle/config.json")),
     "COCO": Target("instances_train.json", lambda: [_coco()], _read_all),
     "Label Studio": Target("export.json", lambda: [_label_studio(), _LABEL_STUDIO_MIN], _read_all),
     "WebDataset": Target("0.tar", _tar, _read_all),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from msrn.errors import (
 from msrn.predict import Predictor, evaluate
 from msrn.recipes import Recipe, load_recipe
 from msrn.recipes.dry_run import dry_run
-from msrn.recipes.run import train_recipe
+from msrn.recipes.run import _finished_run, train_recipe
 from msrn.recipes.splits import read_splits
+from msrn.recipes.validation import validation_images
 
 TINY = [
     "data.size=[32,32]",
@@ -247,6 +249,51 @@ def test_resuming_a_finished_run_changes_nothing(finished: Any, data: Path, monk
     monkeypatch.setattr(msrn.data.loader, "read_image", lambda path, **options: pytest.fail("an image is read again"))
     assert train_recipe(make_recipe(data), result.run_dir, resume=True) == result
     assert files_of(result.run_dir) == before
+
+
+DAMAGED = {
+    "no JSON": lambda _: "{",
+    "a list": lambda _: "[]",
+    "nothing": lambda _: "null",
+    "too deep": lambda text: text.replace("{", '{"x": ' + "[" * 990 + "]" * 990 + ",", 1),
+    "far too deep": lambda _: "[" * 100_000,
+    "no number": lambda text: re.sub(r'"(val_)?mAP": [0-9.e-]+', r'"\1mAP": NaN', text),
+    "another number": lambda text: re.sub(r'"(val_)?mAP": [0-9.e-]+', r'"\1mAP": "high"', text),
+    "too large a number": lambda text: re.sub(r'"(val_)?mAP": [0-9.e-]+', r'"\1mAP": 1' + "0" * 400, text),
+    "no splits": lambda text: re.sub(r'"(splits|labels_without_positives|protocol)"', '"x"', text),
+}
+
+
+@pytest.mark.fault("files of a run that are damaged")
+@pytest.mark.parametrize("name", ["bundle/config.json", "test.json"])
+def test_damaged_results_are_made_again(finished: Any, data: Path, tmp_path: Path, lost: Any, name: str) -> None:
+    """What a run left at its end is made of its last checkpoint."""
+    result, _ = finished
+    run_dir = tmp_path / "run"
+    shutil.copytree(result.run_dir, run_dir)
+    whole = (run_dir / name).read_text()
+    for what, damage in DAMAGED.items():
+        (run_dir / name).write_text(damage(whole))
+        assert _finished_run(run_dir) is None, what
+    again = train_recipe(make_recipe(data), run_dir, resume=True)
+    assert (again.best_epoch, again.best_mAP) == (result.best_epoch, result.best_mAP)
+    lost(files_of(result.bundle_dir).keys(), files_of(again.bundle_dir).keys(), "files of the bundle")
+    lost([json.dumps(result.test)], [json.dumps(again.test)], "reports of the test split")
+
+
+@pytest.mark.parametrize("what", ["no JSON", "a list", "nothing", "too deep", "far too deep"])
+def test_a_damaged_record_of_the_splits_is_named(finished: Any, data: Path, tmp_path: Path, what: str) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0].run_dir, run_dir)
+    (run_dir / "test.json").unlink()  # one that has not ended
+    (run_dir / "splits.json").write_text(DAMAGED[what]((run_dir / "splits.json").read_text()))
+    before = files_of(run_dir)
+    with pytest.raises(TrainingError, match=r"splits\.json cannot be read: .*\. Start a new run with another --out"):
+        train_recipe(make_recipe(data), run_dir, resume=True)
+    assert files_of(run_dir) == before
+    if what == "far too deep":
+        with pytest.raises(DataError, match=r"splits\.json cannot be read: .*\. Give labelled images by --data"):
+            validation_images(load_bundle(run_dir / "bundle"), run_dir / "bundle")
 
 
 @pytest.mark.fault("two runs in one folder")

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from msrn.errors import MSRNError
-from msrn.files import json_text, write_json, write_text
+from msrn.files import is_utf8, json_text, write_json, write_text
 
 _JOB_FILE = "job.json"
 _LOCK_FILE = "lock"
@@ -87,7 +87,7 @@ class Parts:
     def _open(self) -> None:
         job_file = self.folder / _JOB_FILE
         own = self._own()
-        others = [path.name for path in self.folder.iterdir() if path not in own]
+        others = [path.name for path in self.folder.iterdir() if path not in own or not path.is_file()]
         if others:
             raise MSRNError(f"{self.folder} holds other things ({others[0]}); it is left alone. Give another --out.")
         if self.restart or not is_begun(self.folder) or not job_file.is_file():
@@ -97,22 +97,29 @@ class Parts:
         try:
             left = json.loads(job_file.read_text(encoding="utf-8"))
             differing = [key for key in self.job if left.get(key) != self.job[key]]
-        except (ValueError, AttributeError) as error:
-            raise MSRNError(f"{job_file} is damaged. Add --restart to begin anew.") from error
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise _damaged(job_file) from error
         if differing:
             raise MSRNError(
                 f"{self.folder} holds an unfinished job that differs in {differing[0]}. Give what that job was given to go on with "
                 "it, another --out, or --restart to begin anew."
             )
-        found = []
+        found: list[_Part] = []
+        before = 0
         for number in range(len(list(self.folder.glob(_PARTS)))):
             path = self._path(number)
             try:
                 with path.open(encoding="utf-8") as file:
                     head = json.loads(file.readline())
-                found.append(_Part(path, int(head["images"]), str(head["listing"])))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise MSRNError(f"{path} is damaged or missing. Add --restart to begin anew.") from error
+                count, listing = head["images"], head["listing"]
+                # A row is longer than a letter.
+                is_head = type(count) is int and isinstance(listing, str) and 0 < count - before < path.stat().st_size
+            except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+                raise _damaged(path) from error
+            if not is_head:
+                raise _damaged(path)
+            found.append(_Part(path, count, listing))
+            before = count
         self._state = _State(tuple(found))
 
     @property
@@ -164,11 +171,26 @@ class Parts:
         self._digest, self._state = digest, _State((*parts, part))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows of all parts, in order, one at a time."""
+        """All rows of all parts, in order, one at a time.
+
+        Raises:
+            MSRNError: A part is damaged.
+        """
+        count = 0
         for part in self._state.parts:
-            with part.path.open(encoding="utf-8", errors="surrogateescape") as file:
-                file.readline()
-                yield from map(json.loads, file)
+            try:
+                with part.path.open(encoding="utf-8", errors="surrogateescape") as file:
+                    file.readline()
+                    for line in file:
+                        row = json.loads(line)
+                        if not _is_row(row):
+                            raise _damaged(part.path)
+                        count += 1
+                        yield row
+            except (OSError, ValueError, RecursionError) as error:
+                raise _damaged(part.path) from error
+            if count != part.count:
+                raise _damaged(part.path)
 
     def remove(self) -> None:
         """Remove the parts and their folder, once what was made of them is in place."""
@@ -192,6 +214,25 @@ class Parts:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
+
+
+def _damaged(path: Path) -> MSRNError:
+    return MSRNError(f"{path} is damaged or missing. Add --restart to begin anew.")
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line of a part is what `Prediction.to_dict` gives."""
+    if not isinstance(row, dict) or not row.keys() <= {"path", "labels", "error"}:
+        return False
+    path, labels, error = row.get("path"), row.get("labels"), row.get("error", "")
+    return isinstance(path, str) and isinstance(labels, list) and isinstance(error, str) and all(map(_is_label, labels))
+
+
+def _is_label(label: Any) -> bool:
+    if not isinstance(label, dict) or label.keys() != {"name", "probability"}:
+        return False
+    name, probability = label["name"], label["probability"]
+    return isinstance(name, str) and is_utf8(name) and type(probability) is float and 0 <= probability <= 1
 
 
 def _named(name: str) -> bytes:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from msrn.recipes.dry_run import DryRun
+    from msrn.recipes.run import RunResult
     from msrn.recipes.schema import Recipe
 
 EPILOG = """Examples:
@@ -64,7 +65,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model by a recipe: best epoch by validation mAP, test split read once, a bundle at the end."""
-    from msrn.cli.output import check_outputs, make_console, print_evaluation
+    from msrn.cli.output import check_outputs, make_console
     from msrn.errors import MSRNError
     from msrn.files import write_json
     from msrn.processes import is_first_process
@@ -92,14 +93,21 @@ def train(
     result = train_recipe(loaded, out or Path("runs") / loaded.name, resume=resume, console=console)
     if not is_first_process():
         return
-    console.print(f"best epoch {result.best_epoch + 1}, validation mAP {100 * result.best_mAP:.2f}", highlight=False)
-    if result.test is not None:
-        split = result.training["splits"]["test"]["split"]
-        print_evaluation(console, result.test, title=f"{loaded.name}, test split '{split}', read once")
-    console.print(f"bundle: {result.bundle_dir}", markup=False, highlight=False, soft_wrap=True)
+    print_result(console, loaded.name, result)
     if json_file is not None:
         summary = {"bundle": str(result.bundle_dir), "best_epoch": result.best_epoch, "val_mAP": result.best_mAP}
         write_json(json_file, {**summary, "test": result.test, "training": result.training})
+
+
+def print_result(console: "Console", name: str, result: "RunResult") -> None:
+    """Print what a run left."""
+    from msrn.cli.output import print_evaluation
+
+    console.print(f"best epoch {result.best_epoch + 1}, validation mAP {100 * result.best_mAP:.2f}", highlight=False)
+    if result.test is not None:
+        split = result.training["splits"]["test"]["split"]
+        print_evaluation(console, result.test, title=f"{name}, test split '{split}', read once")
+    console.print(f"bundle: {result.bundle_dir}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_found(

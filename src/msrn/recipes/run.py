@@ -17,9 +17,9 @@ from msrn.bundle.bundle import CONFIG_FILE, check_bundle_folder
 from msrn.data.split import relative_names
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, MSRNError, RecipeError, TrainingError
-from msrn.files import remove_leftovers, write_json, write_text
+from msrn.files import json_text, read_bounded, remove_leftovers, write_json, write_text
 from msrn.models import count_parameters
-from msrn.predict import Predictor, evaluate, evaluation_protocol
+from msrn.predict import Predictor, evaluate, evaluation_protocol, protocol_lines
 from msrn.processes import is_first_process
 from msrn.recipes.build import build_loaders, build_module, build_recipe_model, describe, start_from_bundle
 from msrn.recipes.load import load_recipe, save_recipe, without_paths
@@ -44,6 +44,8 @@ _LOCK_FILE = ".lock"  # only while a run is at work
 _REPLACED = (RECIPE_FILE, SPLITS_FILE, HELD_OUT_FILE, METRICS_FILE, BUNDLE_DIR, TEST_FILE)
 # Beside the splits in SPLITS_FILE: what else a run has to be resumed with.
 _SEMANTICS = "label graph and word vectors"
+_MAX_JSON_BYTES = 64_000_000
+_MAX_NUMBER = 1e15  # of what a run measures; JSON holds numbers that no float does
 
 
 @dataclass(frozen=True)
@@ -212,20 +214,73 @@ def _has_checkpoint(run_dir: Path) -> bool:
     return (run_dir / CHECKPOINT_DIR / LAST_FILE).is_file()
 
 
-def _finished_run(run_dir: Path) -> RunResult | None:
-    """What a run left that has nothing more to do, or None."""
+def _read_json(file: Path) -> Any:
+    """What a file of the run holds.
+
+    Raises:
+        OSError: It cannot be read, or is no small file.
+        ValueError: It is no JSON, or holds what JSON cannot write again, such as NaN or values too deep within each other.
+    """
     try:
-        training = json.loads((run_dir / BUNDLE_DIR / CONFIG_FILE).read_text(encoding="utf-8"))["training"]
-        has_test = "test" in training["splits"]
-        test = json.loads((run_dir / TEST_FILE).read_text(encoding="utf-8")) if has_test else None
+        value = json.loads(read_bounded(file, _MAX_JSON_BYTES))
+        json_text(value)
+    except RecursionError:
+        raise ValueError("it holds values too deep within each other") from None
+    return value
+
+
+def _finished_run(run_dir: Path) -> RunResult | None:
+    """What a run left that has nothing more to do.
+
+    None where a part of that is missing or damaged: the run then goes on from its last checkpoint, and leaves it again.
+    """
+    try:
+        training = _read_json(run_dir / BUNDLE_DIR / CONFIG_FILE)["training"]
+        test = _read_json(run_dir / TEST_FILE) if "test" in training["splits"] else None
+        is_whole = _is_training(training) and (test is None) == ("test" not in training["splits"])
+        if not is_whole or not (test is None or _is_report(test)):
+            return None
         return RunResult(run_dir, run_dir / BUNDLE_DIR, training["best_epoch"], training["val_mAP"], test, training)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_training(training: dict[str, Any]) -> bool:
+    """Whether the words of a bundle on its training are such as `_train` writes, as far as people are told of them."""
+    splits = training["splits"]
+    return (
+        type(training["best_epoch"]) is int
+        and all(_is_number(training[name]) for name in ("val_mAP", "parameters", "train_seconds"))
+        and isinstance(splits, dict)
+        and all(isinstance(split["split"], str) for split in splits.values())
+    )
+
+
+def _is_report(test: dict[str, Any]) -> bool:
+    """Whether a report of the test split is such as `_train` writes, as far as people are told of it."""
+    names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+    numbers = [
+        *names,
+        *(f"{name}_top3" for name in names),
+        *(f"{name}_fitted" for name in names if "CF1_fitted" in test),
+    ]
+    numbers += ["mAP", "coverage_error", "label_ranking_average_precision", "ranking_loss", "num_images", "num_unknown"]
+    if isinstance(protocol := test.get("protocol"), dict):  # a sentence in runs of before it was written down
+        protocol_lines(protocol)
+    return all(test[name] is None or _is_number(test[name]) for name in numbers) and all(
+        isinstance(name, str) for name in test["labels_without_positives"]
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 
 def _check_same_splits(record: dict[str, dict[str, Any]], run_dir: Path) -> None:
     try:
-        before = json.loads((run_dir / SPLITS_FILE).read_text(encoding="utf-8"))
+        before = _read_json(run_dir / SPLITS_FILE)
+        if not isinstance(before, dict):
+            raise ValueError("it holds no splits")
     except (OSError, ValueError) as error:
         raise TrainingError(
             f"{run_dir / SPLITS_FILE} cannot be read: {error}. Start a new run with another --out."

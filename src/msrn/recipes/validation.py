@@ -31,7 +31,7 @@ def validation_images(bundle: Bundle, bundle_dir: str | Path) -> LabelledImages:
     splits = read_splits(load_recipe(run_dir / RECIPE_FILE))
     try:
         expected = json.loads((run_dir / SPLITS_FILE).read_text(encoding="utf-8"))["val"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f"{run_dir / SPLITS_FILE} cannot be read: {error}. Give labelled images by --data.") from None
     if splits.hashes["val"] != expected:
         raise DataError(
