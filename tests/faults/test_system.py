@@ -25,6 +25,8 @@ from running_server import running_server
 from tiny_bundle import TINY, noise
 
 from msrn.bundle import load_bundle
+from msrn.errors import MSRNError
+from msrn.server.metrics import FOLDER, Metrics
 
 Lost = Callable[[Any, Any, str], None]
 NUM_TRAIN = 16
@@ -241,16 +243,32 @@ def test_full_temporary_folder_while_serving(
     buffer = io.BytesIO()
     Image.effect_noise((1500, 1200), 90).save(buffer, "PNG")
     assert len(buffer.getvalue()) > 1_100_000  # above 1 MiB a web framework would write a file
-    statuses = []
+    paths = ["/", "/metrics", "/v1/labels", "/v1/model", "/openapi.json", "/readyz"]  # each is counted on its own
     environment = {"TMPDIR": str(disk.folder)}
     with running_server(bundle_dir, tmp_path / "log", "--workers", str(workers), env=environment) as server:
-        for is_full in (False, True):
-            if is_full:
-                disk.fill()
+
+        def ask() -> int:
             answer = httpx.post(f"{server.address}/v1/predict", files={"images": buffer.getvalue()}, timeout=60)
-            statuses += [answer.status_code, httpx.get(f"{server.address}/metrics").status_code]
+            return answer.status_code
+
+        statuses = [ask()]
+        disk.fill()
+        statuses += [ask(), *(httpx.get(server.address + path, timeout=60).status_code for path in paths)]
     assert "a worker ended" not in (tmp_path / "log").read_text()
-    lost([200] * 4, statuses, "answers")
+    lost([200] * (2 + len(paths)), statuses, "answers")
+
+
+def test_counts_of_a_worker_have_room_or_it_does_not_start(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(disk.folder))
+    Metrics()
+    files = list(disk.folder.glob("*.db"))
+    assert len(files) == 3
+    for path in files:
+        assert 512 * path.stat().st_blocks >= path.stat().st_size > 0  # no holes, which a full disk could not fill
+        path.unlink()
+    disk.fill()
+    with pytest.raises(MSRNError, match="cannot be written: No space left on device"):
+        Metrics()
 
 
 @pytest.mark.fault("a folder that may only be read")
