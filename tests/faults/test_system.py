@@ -1,5 +1,6 @@
 """What systems do to a program: full disks, read-only folders, files that go, killed processes, signals."""
 
+import csv
 import ctypes
 import io
 import itertools
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ import httpx
 import pytest
 import torch
 from command_line import run
+from forked_command import start_command
 from PIL import Image
+from pyarrow import parquet
 from running_server import running_server
 from tiny_bundle import TINY, noise
 
@@ -693,78 +698,128 @@ def test_clock(capsys: Any, photos: Path, once: Any, lost: Lost) -> None:
 # Kills at random moments
 
 
+class Training:
+    """A run that saves a checkpoint after each step."""
+
+    more = ("trainer.max_epochs=60", "trainer.checkpoint_steps=1", "trainer.ema_decay=0.9")
+
+    def __init__(self, photos: Path, out: Path) -> None:
+        self.photos, self.out, self.last = photos, out, out / "checkpoints" / "last.ckpt"
+
+    def command(self, rng: random.Random, *, goes_on: bool) -> list[str]:
+        workers = f"data.num_workers={rng.randrange(2)}"
+        return command(self.photos, self.out, *self.more, workers, resume=goes_on)
+
+    def sign(self) -> Any:
+        """Changes when more of the work is on the disk."""
+        return (self.last.stat().st_ino, self.last.stat().st_mtime_ns) if self.last.exists() else None
+
+    def num_done(self) -> int:
+        """Steps that a resume goes on behind."""
+        return int(torch.load(self.last, weights_only=True)["global_step"]) if self.last.exists() else 0
+
+    def is_done(self) -> bool:
+        return (self.out / "bundle").exists()
+
+    def check(self) -> None:
+        check_whole(self.out)
+
+    def end(self) -> bytes:
+        """What came out, which is taken away."""
+        weights = weights_of(self.out)
+        shutil.rmtree(self.out)
+        return weights
+
+
+class Tagging:
+    """Tables of each format in turn, which take the place of earlier files."""
+
+    def __init__(self, bundle: Path, images: Path, folder: Path) -> None:
+        self.bundle, self.images = bundle, images
+        self.tables = itertools.cycle(folder / f"tags.{kind}" for kind in ("jsonl", "csv", "parquet"))
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        self.out = next(self.tables)
+        self.out.write_bytes(b"earlier")
+
+    def command(self, rng: random.Random, *, goes_on: bool) -> list[str]:
+        return [*tag_command(self.bundle, self.images, self.out, workers=rng.randrange(2)), "--overwrite"]
+
+    def sign(self) -> Any:
+        return len(list(parts_of(self.out).glob("*.jsonl")))
+
+    def num_done(self) -> int:
+        """Rows that the same command goes on behind; each part has a line more, its head."""
+        return sum(len(part.read_text().splitlines()) - 1 for part in parts_of(self.out).glob("*.jsonl"))
+
+    def is_done(self) -> bool:
+        return self.out.read_bytes() != b"earlier"
+
+    def check(self) -> None:
+        if self.is_done():
+            assert sorted(self._names()) == sorted(map(str, self.images.iterdir()))
+
+    def end(self) -> tuple[str, ...]:
+        names = tuple(sorted(self._names()))
+        shutil.rmtree(parts_of(self.out), ignore_errors=True)  # of a kill while they were removed
+        self._begin_next()
+        return names
+
+    def _names(self) -> list[str]:
+        if self.out.suffix == ".parquet":
+            return [str(name) for name in parquet.read_table(self.out).column("path").to_pylist()]
+        if self.out.suffix == ".csv":
+            return [row["path"] for row in csv.DictReader(self.out.read_text().splitlines())]
+        return [json.loads(line)["path"] for line in self.out.read_text().splitlines()]
+
+
+def kill_and_resume(work: Training | Tagging, num_kills: int, rng: random.Random) -> tuple[list[Any], int, int]:
+    """Do the work over and over, killed so often in its midst, always after it has got on; what came out, kills and resumes."""
+    errors = work.out.with_name(f"errors of {type(work).__name__}")
+    outcomes: list[Any] = []
+    kills = resumes = 0
+    is_begun = False
+    while is_begun or kills < num_kills:
+        before, sign = work.num_done(), work.sign()
+        assert (before > 0) == is_begun
+        resumes += is_begun
+        process = start_command(work.command(rng, goes_on=is_begun)[3:], errors)
+        if kills < num_kills:
+            while process.is_alive() and work.sign() == sign:
+                time.sleep(0.005)
+            process.join(rng.uniform(0, 2))
+            with suppress(ProcessLookupError):  # it has ended before its kill
+                os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), errors.read_text()
+        work.check()
+        is_begun = process.exitcode != 0 and not work.is_done()
+        if is_begun:
+            kills += 1
+            assert work.num_done() >= max(before, 1)
+        else:
+            outcomes.append(work.end())
+    return outcomes, kills, resumes
+
+
 @pytest.mark.slow
 @pytest.mark.fault("200 kills by SIGKILL at random moments of training and tagging")
 def test_two_hundred_kills(capsys: Any, photos: Path, many: Path, bundle_dir: Path, once: Any, lost: Lost) -> None:
-    """After each, every file that is there is whole; after all, the run and the table are those that were never killed.
+    """After each, every file that is there is whole, and the work goes on; what comes out is what was never killed.
 
     `MSRN_KILLS` gives another number.
     """
     num_kills = int(os.environ.get("MSRN_KILLS", "200"))
     seed = random.randrange(2**32)
-    rng = random.Random(seed)
-    more = ("trainer.max_epochs=60", "trainer.checkpoint_steps=1", "trainer.ema_decay=0.9")
-    weights = expected(capsys, photos, once, *more)
-    out, table = photos.parent / "run", photos.parent / "tags.jsonl"
-    kinds = ("training", "tagging")
-
-    def is_done(kind: str) -> bool:
-        return (out / "bundle").exists() if kind == "training" else table.exists()
-
-    def is_begun(kind: str) -> bool:
-        return (out / "recipe.yaml").exists() if kind == "training" else parts_of(table).exists()
-
-    def start_anew(kind: str) -> None:
-        """Check what has ended and take it away: the kills that come hit a run, not one that has ended."""
-        if kind == "training":
-            assert weights_of(out) == weights
-            shutil.rmtree(out)
-        else:
-            check_table(table, many)
-            for path in (table, table.with_name("tags.jsonl.errors.jsonl")):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(parts_of(table), ignore_errors=True)
-
-    kills, begun, resumes = (dict.fromkeys(kinds, 0) for _ in range(3))  # begun: runs that a kill hit before their end
-    for number in itertools.count():
-        if sum(kills.values()) == num_kills:
-            break
-        kind = kinds[number % 2]
-        if is_done(kind):
-            start_anew(kind)
-        goes_on = is_begun(kind)
-        resumes[kind] += goes_on
-        arguments = (
-            command(photos, out, *more, resume=goes_on) if kind == "training" else tag_command(bundle_dir, many, table)
-        )
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-        try:
-            _, errors = process.communicate(timeout=rng.uniform(3, 14))  # before 3 s it imports
-            assert process.returncode == 0, (seed, number, errors)  # it had ended before its kill
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills[kind] += 1
-            begun[kind] += is_begun(kind) and not is_done(kind)
-        if out.exists():
-            check_whole(out)
-        assert not table.exists() or check_table(table, many)
-    if not is_done("training"):
-        resumes["training"] += is_begun("training")
-        assert train(capsys, photos, out, *more, resume=is_begun("training"))[0] == 0
-    if not is_done("tagging"):
-        resumes["tagging"] += is_begun("tagging")
-        assert run(capsys, *tag_command(bundle_dir, many, table)[3:])[0] == 0
-    assert resumes == begun, (seed, kills)
-    told = {
-        kind: f"after {kills[kind]} kills, {begun[kind]} of begun work, and {resumes[kind]} resumes" for kind in kinds
-    }
-    lost([weights], [weights_of(out)], f"runs, {told['training']} (seed {seed})")
-    names = [json.loads(line)["path"] for line in table.read_text().splitlines()]
-    lost(map(str, sorted(many.iterdir())), names, f"rows, {told['tagging']}")
-
-
-def check_table(table: Path, folder: Path) -> bool:
-    names = [json.loads(line)["path"] for line in table.read_text().splitlines()]
-    assert sorted(names) == sorted(map(str, folder.iterdir()))
-    return True
+    weights = expected(capsys, photos, once, *Training.more)
+    names = tuple(sorted(map(str, many.iterdir())))
+    shares = (num_kills // 2, num_kills - num_kills // 2)
+    works = (Training(photos, photos.parent / "run"), Tagging(bundle_dir, many, photos.parent))
+    with ThreadPoolExecutor() as pool:
+        rngs = [random.Random(f"{seed} {number}") for number in range(2)]
+        (runs, *of_runs), (tables, *of_tables) = pool.map(kill_and_resume, works, shares, rngs)
+    assert [of_runs, of_tables] == [[share, share] for share in shares], seed
+    said = "after {} kills of begun work and {} resumes"
+    lost([weights] * len(runs), runs, f"runs, {said.format(*of_runs)} (seed {seed})")
+    lost([names] * len(tables), tables, f"tables of {len(names)} rows, {said.format(*of_tables)}")
