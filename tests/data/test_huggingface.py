@@ -310,6 +310,18 @@ def test_columns_that_cannot_be_read(tmp_path: Path, columns: dict[str, Any], me
         open_source(tmp_path / "a.parquet")
 
 
+def test_a_path_beside_an_image_that_is_not_utf8(tmp_path: Path) -> None:
+    """Parquet's texts are not looked through before they are used."""
+    path = pa.StringArray.from_buffers(1, *pa.array([b"\xff"]).buffers()[1:])
+    image = pa.StructArray.from_arrays([pa.array([jpeg(0)]), path], ["bytes", "path"])
+    pq.write_table(pa.table({"image": image, "label": ["cat"]}), tmp_path / "a.parquet")
+    (packed,) = open_source(tmp_path / "a.parquet").read("train").paths
+    with pytest.raises(OSError, match=r"row 1 cannot be read .*utf-8"):
+        packed.read_bytes()
+    with pytest.raises(UnreadableImageError, match=r"train/0: no whole image \(row 1 cannot be read .*utf-8"):
+        read_image(packed)
+
+
 def test_odd_columns_that_are_read(tmp_path: Path) -> None:
     image = pa.array([{"bytes": jpeg(0), "path": "a"}, {"bytes": None, "path": "a\0b"}])
     names = {"_type": "ClassLabel", "names": [1, {}]}

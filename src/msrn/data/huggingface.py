@@ -107,7 +107,10 @@ class DatasetImage(PackedImage):
             OSError: The row holds no image, or names a file that cannot be read.
             UnreadableImageError: The row names a file outside of the data set's folder, or it has more than `MAX_IMAGE_BYTES`.
         """
-        (image,) = self.dataset[self.row].values()
+        try:
+            (image,) = self.dataset[self.row].values()
+        except ValueError as error:  # a path that is not UTF-8
+            raise OSError(f"row {self.row + 1} cannot be read ({error})") from error
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise OSError(f"row {self.row + 1} holds no image")
         if image["bytes"] is not None:
