@@ -629,6 +629,7 @@ def test_saved_data_set(photos: Path, lost: Lost, what: str) -> None:
     lost(before, files_of(secret), "files")
 
 
+@pytest.mark.slow  # half a minute
 @pytest.mark.fault("a table whose labels would fill the memory")
 def test_labels_that_would_fill_the_memory(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, lost: Lost
