@@ -36,7 +36,7 @@ def test_files_that_it_refuses(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=28, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, 99), edits=EDITS)
 def test_changed_files(tmp_path: Path, name: str, number: int, edits: list[tuple[int, int, int]]) -> None:
     target = TARGETS[name]

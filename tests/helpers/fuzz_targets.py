@@ -450,6 +450,8 @@ def _read_comparison_with(name: str) -> Callable[[Path], object]:
         folder.is_kept(_FINAL)
         folder.check(_PLAN, [_FINAL])
 
+    return read
+
 
 _JOB = {"model": "ab", "sources": ["photos"], "threshold": None}
 _IMAGES = ("a.png", "b.png")
@@ -522,6 +524,8 @@ def _read_request(content_type: str) -> Callable[[Path], object]:
                 raise
             problem.response()
             raise MSRNError(f"{problem.title} {problem.detail}") from None
+
+    return read
 
 
 def _run_files() -> dict[str, bytes]:
