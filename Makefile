@@ -56,7 +56,7 @@ licenses: $(VENV)/.audit  ## Write docs/licenses.md: the licence of every locked
 	( echo '# Licences'; echo; \
 	  echo 'Of every package of `requirements.lock`, as its metadata tell it; written by `make licenses`. `UNKNOWN` is one that tells none:'; \
 	  echo 'axe-playwright-python, which tests use and releases do not, has the text of the MIT License in its wheel.'; echo; \
-	  sed -E 's/ {2,}/ /g; s/-{3,}/---/g' $(VENV)/licenses.md ) > docs/licenses.md
+	  sed -E 's/ {2,}/ /g; s/-{3,}/---/g; s#https://pypi.org/[^ ]*#UNKNOWN#' $(VENV)/licenses.md ) > docs/licenses.md
 
 sbom: $(VENV)/.audit  ## Write sbom.json, a bill of materials (CycloneDX).
 	$(VENV)/audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o sbom.json

@@ -21,9 +21,8 @@ def _run(arguments: list[str], errors: Path, start_method: str) -> None:
     from msrn.cli.main import main
 
     os.setsid()
-    multiprocessing.set_start_method(
-        start_method, force=True
-    )  # the workers that it starts are those of a shell's command
+    # The workers that it starts are those of a shell's command.
+    multiprocessing.set_start_method(start_method, force=True)
     with errors.open("wb") as file, Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from msrn.errors import DataError, SourceNotFoundError
-from msrn.files import can_encode, is_utf8, stdout_encoding, write_text
+from msrn.files import can_encode, is_utf8, stdout_encoding, write_bytes
 from msrn.labels.edges import PUBLISHED_THRESHOLD, sweep_thresholds
 from msrn.labels.graph import LabelGraph
 
@@ -65,7 +65,8 @@ def write_graph(path: str | Path, graph: CountedGraph) -> None:
     escapes = str(path) == "-" and not can_encode("".join(graph.label_graph.label_names), stdout_encoding())
     entries = [f"  {json.dumps(key)}: {_rows(value, escapes)}" for key, value in graph.to_dict().items()]
     text = "{\n" + ",\n".join(entries) + "\n}\n"
-    if len(text.encode("utf-8", "surrogateescape")) > MAX_FILE_BYTES:
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > MAX_FILE_BYTES:
         raise DataError(
             f"the graph of {len(graph.label_graph.label_names):,} labels takes more than {MAX_FILE_BYTES >> 20} MB as JSON, more "
             "than is read back. Count it on fewer labels, or let recipes count it anew (labels.graph=null)."
@@ -73,7 +74,7 @@ def write_graph(path: str | Path, graph: CountedGraph) -> None:
     if str(path) == "-":
         print(text, end="", flush=True)
     else:
-        write_text(path, text)
+        write_bytes(path, data)
 
 
 def _rows(value: Any, escapes: bool) -> str:
