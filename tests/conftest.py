@@ -49,9 +49,9 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Headless Chromium of the system."""
+    """Headless Chromium of the system; its event loop runs in this thread until the module ends, so others cannot."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here: install Debian's package chromium to test the pages in a browser")
     sync_api = pytest.importorskip("playwright.sync_api")

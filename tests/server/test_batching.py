@@ -7,7 +7,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from in_loop import run
 
 from msrn.server.batching import Batcher, QueueFullError
 
@@ -36,7 +35,7 @@ def test_what_waits_while_a_batch_runs_goes_together_next() -> None:
             go.set()
             return await asyncio.gather(first, *rest)
 
-    assert run(main()) == [[2], [4, 40], [6, 60], [8, 80]]
+    assert asyncio.run(main()) == [[2], [4, 40], [6, 60], [8, 80]]
     assert sizes == [1, 4, 2]
 
 
@@ -49,7 +48,7 @@ def test_what_has_no_room_is_refused_whole() -> None:
             assert len(batcher) == 0
             assert await batcher.submit([1, 2, 3]) == [2, 4, 6]
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_a_request_that_left_is_not_worked_on() -> None:
@@ -76,7 +75,7 @@ def test_a_request_that_left_is_not_worked_on() -> None:
             assert await first == [2]
             assert await stays == [6]
 
-    run(main())
+    asyncio.run(main())
     assert seen == [1, 3]
 
 
@@ -93,7 +92,7 @@ def test_an_error_reaches_its_batch_and_the_next_one_works() -> None:
                 await batcher.submit([-1, 2])
             assert await batcher.submit([2]) == [4]
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_only_the_item_at_fault_has_the_error() -> None:
@@ -118,7 +117,7 @@ def test_only_the_item_at_fault_has_the_error() -> None:
             go.set()
             return await asyncio.gather(first, *rest, return_exceptions=True)
 
-    first, two, wrong, five = run(main())
+    first, two, wrong, five = asyncio.run(main())
     assert (first, two, five) == ([2], [4, 6], [10])
     assert str(wrong) == "no"
     assert tried[:2] == [[1], [2, 3, -1, 4, 5]]
@@ -138,7 +137,7 @@ def test_streams_share_what_waits() -> None:
             batcher = Batcher(work, executor, max_batch=16, max_waiting=100, num_streams=2, on_batch=sizes.append)
             return await batcher.submit(list(range(6)))
 
-    assert run(main()) == [0, 2, 4, 6, 8, 10]
+    assert asyncio.run(main()) == [0, 2, 4, 6, 8, 10]
     assert sizes[0] == 3
     assert sum(sizes) == 6
 
@@ -176,7 +175,7 @@ def test_what_is_submitted_in_the_step_in_which_a_stream_ends_is_worked_on() -> 
         network.asked[1]()
         return await second
 
-    assert run(main()) == [4]
+    assert asyncio.run(main()) == [4]
 
 
 def test_a_free_stream_does_not_wait_for_a_busy_one() -> None:
@@ -194,6 +193,6 @@ def test_a_free_stream_does_not_wait_for_a_busy_one() -> None:
             done()
         assert await first + await second == [2, 4]
 
-    run(main())
+    asyncio.run(main())
     assert sum(waiting) == 0
     assert max(waiting) == 1

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-from in_loop import run
 from uvicorn.server import ServerState
 
 from msrn.server.connections import Connection, Room
@@ -105,7 +104,7 @@ def test_who_says_nothing_is_not_waited_for(lost: Callable[[Any, Any, str], None
             counts, _ = await asyncio.gather(asyncio.to_thread(everything, client), dribbling)
             return [counts.count(b"hello"), (await asyncio.to_thread(everything, other)).count(b"hello")]
 
-    lost([num_answers, 1], run(main()), "answers")
+    lost([num_answers, 1], asyncio.run(main()), "answers")
 
 
 @pytest.mark.fault("a client that reads no answer")
@@ -130,7 +129,7 @@ def test_who_reads_no_answer_is_not_waited_for(lost: Callable[[Any, Any, str], N
             slow.close()
             return [found]
 
-    (found,) = run(main())
+    (found,) = asyncio.run(main())
     lost(["all"], ["all" if found >= LARGE else found], "slow answers")
 
 
@@ -159,5 +158,5 @@ def test_the_longest_silent_connection_makes_room(lost: Callable[[Any, Any, str]
             go.set()
             return [await asyncio.to_thread(everything, client) for client in good]
 
-    answers = run(main())
+    answers = asyncio.run(main())
     lost([b"200"] * 3, [own[9:12] for own in answers], "answers")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_loop import run
 from PIL import Image
 
 from msrn.predict import load
@@ -37,6 +36,6 @@ def test_requests_together_have_the_predictors_probabilities(bundle_dir: Path) -
         service.close()
         return found
 
-    for tagged, prediction in zip(run(main()), expected, strict=True):
+    for tagged, prediction in zip(asyncio.run(main()), expected, strict=True):
         for label in prediction.labels:
             assert abs(float(tagged.probs[predictor.label_names.index(label.name)]) - label.probability) < 1e-4

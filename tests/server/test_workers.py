@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from in_loop import run
 
 from msrn.server.process import Again
 from msrn.server.workers import Workers
@@ -52,7 +51,7 @@ def look_after(
             workers.stop()
             await asyncio.wait_for(looking, 20)
 
-    run(main())
+    asyncio.run(main())
     for own in folder.glob("*.started"):
         with pytest.raises(ProcessLookupError):
             os.kill(int(own.stem), 0)
@@ -160,7 +159,7 @@ def test_asked_meanwhile_it_is_done_once_more() -> None:
         await asyncio.sleep(0.01)
         assert len(done) == 3
 
-    run(main())
+    asyncio.run(main())
 
 
 def _lives(pid: int) -> bool:
