@@ -1,6 +1,7 @@
 import contextlib
 import math
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
@@ -19,7 +20,7 @@ from msrn.data import images as images_module
 from msrn.data.images import list_images, read_image, to_rgb
 from msrn.data.loader import build_loader
 from msrn.data.transforms import Preprocessing
-from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
+from msrn.errors import DataError, EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
 
 
 def corners(image: Image.Image) -> list[int]:
@@ -199,6 +200,26 @@ def test_images_in_folders_are_sorted_and_hidden_ones_passed_over(tmp_path: Path
     assert list_images(tmp_path) == [tmp_path / name for name in wanted]
     assert list_images([tmp_path / "z.tif", str(tmp_path)]) == [tmp_path / name for name in ["z.tif", *wanted[:3]]]
     assert list_images(str(tmp_path / "notes.txt")) == [tmp_path / "notes.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "closed/b.jpg", "open/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = f"{tmp_path / 'closed'}: the folder cannot be listed (Permission denied), so its images are missing."
+    with pytest.raises(DataError, match=rf"^{re.escape(message)} Change its permissions, or name the images"):
+        list_images(tmp_path)
+    said: list[str] = []
+    assert list_images(tmp_path, said.append) == [tmp_path / "a.jpg", tmp_path / "open" / "c.jpg"]
+    assert said == [message]
 
 
 def test_nothing_to_list(tmp_path: Path) -> None:

@@ -314,6 +314,31 @@ def test_permission_lost(photos: Path, once: Any, capsys: Any, lost: Lost) -> No
     lost([weights], [weights_of(out)], "runs")
 
 
+@pytest.mark.fault("a folder that may not be listed")
+@pytest.mark.parametrize("writes", [False, True], ids=["printed", "written"])
+def test_folder_that_may_not_be_listed(bundle_dir: Path, tmp_path: Path, lost: Lost, writes: bool) -> None:
+    for name in ("a.png", "closed/b.png", "open/c.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(1).save(path)
+    (tmp_path / "photos" / "closed").chmod(0)
+    out = tmp_path / "tags.jsonl"
+    tag = [sys.executable, "-m", "msrn.cli.main", "predict", bundle_dir, tmp_path / "photos"]
+    done = subprocess.run(
+        [*tag, *(["--out", out] if writes else ["--json", "-"])],
+        capture_output=True, text=True, check=False, preexec_fn=as_ordinary_user,
+    )  # fmt: skip
+    (tmp_path / "photos" / "closed").chmod(0o755)
+    if done.returncode == 77:
+        pytest.skip("root may not give up what lets it read anywhere")
+    assert done.returncode == (0 if writes else 1), done.stderr  # a table tells of it in its file of errors
+    assert "Traceback" not in done.stderr
+    named = (tmp_path / "tags.jsonl.errors.jsonl").read_text() if writes else done.stderr
+    assert "closed: the folder cannot be listed (Permission denied), so its images are missing. Change its" in named
+    answers = map(json.loads, (out.read_text() if writes else done.stdout).splitlines())
+    lost(["a.png", "c.png"], [Path(answer["path"]).name for answer in answers], "answers")
+
+
 @pytest.mark.slow
 @pytest.mark.fault("permission to write that is lost while images are tagged")
 def test_permission_lost_while_tagging(many: Path, bundle_dir: Path, capsys: Any, lost: Lost) -> None:

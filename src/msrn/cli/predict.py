@@ -232,7 +232,10 @@ def _print(
         raise MSRNError(
             f"{packed[0]}: tables, archives, globs, addresses and lists are tagged into a file. Add --out FILE."
         )
-    paths = list_images(sources)
+    closed: list[str] = []
+    paths = list_images(sources, closed.append)
+    for problem in closed:
+        typer.echo(f"error: {printable(problem)} Change its permissions.", err=True)
     num_failed = 0
     with (
         JSONLinesWriter(json_file) as writer,
@@ -254,6 +257,7 @@ def _print(
                 )
     if num_failed:
         typer.echo(f"error: {num_failed} of {len(paths)} images could not be read; the others are done.", err=True)
+    if num_failed or closed:
         raise typer.Exit(1)
 
 

@@ -3,7 +3,7 @@
 import errno
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from msrn.data.packed import PackedImage, open_regular
-from msrn.errors import EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
+from msrn.errors import DataError, EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
 from msrn.files import walk
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -173,7 +173,9 @@ def _describe_damage(path: Path | PackedImage, error: Exception) -> str:
     return f"{path}: damaged or truncated ({error or type(error).__name__}). Copy it again, or leave it out."
 
 
-def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def list_images(
+    paths: str | Path | Iterable[str | Path], on_closed: Callable[[str], object] | None = None
+) -> list[Path]:
     """All image files among `paths` and below its folders.
 
     Folders are searched to the bottom, sorted by path, for the usual suffixes; hidden files and folders (`.name`) are
@@ -181,6 +183,8 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
     Args:
         paths: A file or folder, or several.
+        on_closed: Called with what is wrong with a folder that cannot be listed, whose images are then missing. By default this is
+            an error.
 
     Returns:
         The files, in the order of `paths`.
@@ -188,12 +192,13 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     Raises:
         SourceNotFoundError: A path does not exist.
         EmptySplitError: A folder holds no image, or no path was given.
+        DataError: A folder cannot be listed.
     """
     found: dict[Path, None] = {}
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         path = path.expanduser()
         if path.is_dir():
-            files = _images_below(path)
+            files = _images_below(path, on_closed or _refuse)
             if not files:
                 raise EmptySplitError(
                     f"{path} holds no images: expected files such as {', '.join(sorted(IMAGE_SUFFIXES))}. "
@@ -209,9 +214,18 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _refuse(problem: str) -> None:
+    raise DataError(f"{problem} Change its permissions, or name the images to be read.")
+
+
+def _images_below(folder: Path, on_closed: Callable[[str], object]) -> list[Path]:
+    def tell(error: OSError) -> None:
+        on_closed(
+            f"{error.filename}: the folder cannot be listed ({error.strerror or error}), so its images are missing."
+        )
+
     files: list[Path] = []
-    for parent, folders, names in walk(folder):
+    for parent, folders, names in walk(folder, tell):
         folders[:] = [name for name in folders if not name.startswith(".")]
         is_image = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
         files.extend(Path(parent, name) for name in is_image)
