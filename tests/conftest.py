@@ -66,7 +66,7 @@ def lost(request: pytest.FixtureRequest) -> Callable[[Iterable[Hashable], Iterab
     """Compare what there was before a fault, or would be without it, with what there is after it; the difference was lost."""
 
     def compare(before: Iterable[Hashable], after: Iterable[Hashable], what: str) -> None:
-        expected, found = Counter(before), Counter(after)
+        expected, found = Counter(iter(before)), Counter(iter(after))  # of a dict its keys
         assert expected, f"there were no {what} that could be lost"
         missing, surplus = expected - found, found - expected
         text = f"{missing.total() or 'nothing'} of {expected.total()} {what}"

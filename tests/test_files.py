@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -253,7 +254,7 @@ def test_a_kill_between_the_names_loses_no_folder(tmp_path, way, lost):
     done = subprocess.run([sys.executable, "-c", REPLACE, way, out], check=False)
     assert done.returncode == 9
     assert out.exists() == (way == "swap")
-    remove_leftovers(tmp_path, "out")
+    remove_leftovers(out)
     assert (out / "file").read_text() == ("new" if way == "swap" else "old")
     lost({"out"}, names_in(tmp_path), "folders")
 
@@ -281,12 +282,65 @@ def test_ctrl_c_between_the_names_loses_no_folder(tmp_path, monkeypatch, at, los
 
 
 def test_the_next_write_puts_back_what_a_kill_moved_away(tmp_path):
-    moved = tmp_path / ".out.old.abcdefgh" / "old"
+    moved = tmp_path / ".out.abcdefgh.old.msrn" / "old"
     moved.mkdir(parents=True)
     (moved / "file").write_text("old")
     with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "out") as folder:
         (folder / "file").write_text(str(1 / 0))
     assert (tmp_path / "out" / "file").read_text() == "old"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from msrn.files import JSONLinesWriter, replace_file, replace_folder
+way, path = sys.argv[1:]
+with {"file": replace_file, "folder": replace_folder, "lines": JSONLinesWriter}[way](path) as begun:
+    if way == "folder":
+        (begun / "file").write_text("half")
+    print("begun", flush=True)
+    sys.stdin.read(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.fault("a kill while a file or folder is written that no job or run goes on with")
+@pytest.mark.parametrize("way", ["file", "folder", "lines"])
+def test_what_a_kill_leaves_goes_with_the_next_start_and_not_while_it_is_written(tmp_path, way, lost):
+    path = tmp_path / "photos"
+    users = {".photos.database", ".photos.old.database", ".photos.12345678.msrn~"}
+    for name in users:
+        (tmp_path / name).mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, way, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        (begun,) = names_in(tmp_path) - users
+        check_can_write("--out", path)
+        assert names_in(tmp_path) == {*users, begun}
+        process.communicate("k")
+    assert process.returncode == -signal.SIGKILL
+    assert names_in(tmp_path) == {*users, begun}
+    if way == "folder":
+        with replace_folder(path):
+            pass
+        path.rmdir()
+    else:
+        check_can_write("--out", path)
+    assert begun not in names_in(tmp_path)
+    lost(users, names_in(tmp_path), "hidden files of the user")
+
+
+def test_two_that_write_to_one_name_are_in_nobodys_way(tmp_path, lost):
+    path = tmp_path / "out"
+    with replace_folder(path) as first:
+        (first / "file").write_text("first")
+        with replace_folder(path) as second:
+            (second / "file").write_text("second")
+        assert (path / "file").read_text() == "second"
+    lost(["first"], [(path / "file").read_text()], "folders")
+    assert names_in(tmp_path) == {"out"}
 
 
 def test_where_names_cannot_be_swapped_two_renames_do(tmp_path, monkeypatch):

@@ -9,15 +9,21 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from msrn.errors import MSRNError
 
+if sys.platform != "win32":
+    import fcntl
+
 # Of Linux, for `renameat2`: names are relative to the folder we are in, and swapped.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+# How what lies beside a name ends: what shall take its place, and a folder that had it before.
+_NEW, _OLD = ".msrn", ".old.msrn"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -91,12 +97,9 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         return
     path = _behind_links(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary, lock = _make_beside(path)
     except OSError as error:
         raise _not_written(path, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         share_file(temporary)
@@ -105,6 +108,63 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         raise _not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        _unlock(lock)
+
+
+def _make_beside(path: Path, suffix: str = _NEW, *, is_folder: bool = False) -> tuple[Path, int | None]:
+    """Make an empty temporary file or folder beside `path`, and lock it: what is locked no other process takes for a leftover.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        if is_folder:
+            name = tempfile.mkdtemp(suffix, f".{path.name}.", path.parent)
+        else:
+            handle, name = tempfile.mkstemp(suffix, f".{path.name}.", path.parent)
+            os.close(handle)
+        temporary = Path(name)
+        with suppress(BlockingIOError):
+            lock = _lock(temporary)
+            if temporary.exists():
+                return temporary, lock
+            _unlock(lock)
+        # Another process has taken it for a leftover before it was locked.
+
+
+def _find_beside(path: Path, suffix: str) -> Iterator[Path]:
+    return path.parent.glob(f".{glob.escape(path.name)}.????????{suffix}")
+
+
+def _lock(temporary: Path) -> int | None:
+    """Lock a temporary file or folder until `_unlock` or the end of this process.
+
+    Returns:
+        A handle; None where the system or the file system has no locks, or nothing has that name.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        handle = os.open(temporary, os.O_RDONLY if temporary.is_dir() else os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -143,7 +203,9 @@ def check_can_write(option: str, path: Path | None) -> None:
     if path.is_dir():
         raise MSRNError(f"{option} {path} is a folder. Give the name of a file.")
     if not _is_special(path):
-        check_parent(_behind_links(path))
+        path = _behind_links(path)
+        check_parent(path)
+        remove_leftovers(path)
     elif not os.access(path, os.W_OK):
         raise MSRNError(f"{option} {path} may not be written. Choose another name.")
 
@@ -189,15 +251,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         MSRNError: The folder cannot be written.
     """
     path = _behind_links(Path(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for moved in path.parent.glob(f".{glob.escape(path.name)}.old.????????"):
-            _put_back(moved, path)  # of a process that was killed in between
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        temporary.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise _not_written(path, error) from error
-    try:
+    remove_leftovers(path)
+    with folder_beside(path) as temporary:
         yield temporary
         for folder, _, names in walk(temporary):  # unlike `rglob`, which remembers every path
             for name in names:
@@ -209,10 +264,27 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         else:
             temporary.replace(path)
         _flush(path.parent)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, which is removed at the end.
+
+    Raises:
+        MSRNError: It cannot be made, or what is written in the block cannot.
+    """
+    try:
+        temporary, lock = _make_beside(path, is_folder=True)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unlock(lock)
 
 
 def _swap(one: Path, other: Path) -> bool:
@@ -229,7 +301,7 @@ def _swap(one: Path, other: Path) -> bool:
 
 def _replace_by_way_of(temporary: Path, path: Path) -> None:
     """Replace a folder by two renames; `remove_leftovers` puts back what a kill between them leaves."""
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    old, lock = _make_beside(path, _OLD, is_folder=True)
     try:
         path.replace(old / "old")
         temporary.replace(path)
@@ -239,6 +311,7 @@ def _replace_by_way_of(temporary: Path, path: Path) -> None:
     finally:
         if path.exists():  # else the old folder is all there is
             shutil.rmtree(old, ignore_errors=True)
+        _unlock(lock)
 
 
 def _put_back(old: Path, path: Path) -> None:
@@ -247,20 +320,30 @@ def _put_back(old: Path, path: Path) -> None:
         (old / "old").replace(path)
 
 
-def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what `replace_file` and `replace_folder` left beside these names in a folder where their process was killed.
+def remove_leftovers(path: Path) -> None:
+    """Remove what `replace_file` and `replace_folder` left beside a name where their process was killed.
 
-    A folder that was moved out of the way, and that no new one has followed, gets its name back.
+    A folder that was moved out of the way, and that no new one has followed, gets its name back. What a process is still writing is
+    left alone.
     """
-    for name in names:
-        moved = list(folder.glob(f".{glob.escape(name)}.old.????????"))
-        for path in moved:
-            _put_back(path, folder / name)
-        for path in (*moved, *folder.glob(f".{glob.escape(name)}.????????")):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for left in (*_find_beside(path, _OLD), *_find_beside(path, _NEW)):
+        try:
+            lock = _lock(left)
+        except BlockingIOError:
+            continue
+        with suppress(OSError):
+            if left.name.endswith(_OLD):
+                _put_back(left, path)
+            if not left.is_dir():
+                left.unlink(missing_ok=True)
+            elif path.exists() or not (left / "old").exists():
+                shutil.rmtree(left, ignore_errors=True)
+        _unlock(lock)
+
+
+def is_leftover(path: Path, names: Iterable[str]) -> bool:
+    """Whether a file is what a process that was killed left beside one of these names, which may be patterns."""
+    return any(path.match(f".{name}.????????{_NEW}") for name in names)
 
 
 def walk(
@@ -332,6 +415,7 @@ class JSONLinesWriter:
         self.path = None if path is None or str(path) == "-" else Path(path)
         self.is_stdout = str(path) == "-"
         self._temporary: Path | None = None
+        self._lock: int | None = None
         self._file: Any = None
 
     def __enter__(self) -> "JSONLinesWriter":
@@ -343,13 +427,11 @@ class JSONLinesWriter:
         elif self.path is not None:
             self.path = _behind_links(self.path)
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+                self._temporary, self._lock = _make_beside(self.path)
+                self._file = self._temporary.open("w", encoding="utf-8", newline="")
             except OSError as error:
                 raise _not_written(self.path, error) from error
-            self._temporary = Path(name)
             share_file(self._temporary)
-            self._file = os.fdopen(handle, "w", encoding="utf-8", newline="")
         return self
 
     def write(self, value: Any) -> None:
@@ -376,6 +458,7 @@ class JSONLinesWriter:
         finally:
             if self._temporary is not None:
                 self._temporary.unlink(missing_ok=True)
+            _unlock(self._lock)
 
 
 def _not_written(path: Path | None, error: OSError) -> MSRNError:

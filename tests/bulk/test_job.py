@@ -258,7 +258,7 @@ def test_a_job_that_could_not_write_its_file_has_only_to_write_it(
     out = tmp_path / "tags.jsonl"
 
     def fail(rows: Any, path: Path, about: Any) -> None:
-        (tmp_path / f".{path.name}.abcdefgh").write_text("half")  # as a kill would leave it
+        (tmp_path / f".{path.name}.abcdefgh.msrn").write_text("half")  # as a kill would leave it
         raise MSRNError("no space")
 
     with monkeypatch.context() as patched:

@@ -309,14 +309,14 @@ def test_a_second_run_keeps_out_of_the_folder(
         nonlocal reads
         reads += 1
         if reads == moment:
-            (run_dir / ".metrics.csv.abcdefgh").touch()  # what the first run is just writing
+            (run_dir / ".metrics.csv.abcdefgh.msrn").touch()  # what the first run is just writing
             for resume in (False, True):
                 before = files_of(run_dir)
                 with pytest.raises(TrainingError) as caught:
                     train_recipe(make_recipe(data), run_dir, resume=resume)
                 refused.append(str(caught.value))
                 assert files_of(run_dir) == before
-            (run_dir / ".metrics.csv.abcdefgh").unlink()
+            (run_dir / ".metrics.csv.abcdefgh.msrn").unlink()
         return read_image(path, **options)
 
     monkeypatch.setattr(msrn.data.loader, "read_image", read)
@@ -334,7 +334,7 @@ def test_a_second_run_keeps_out_of_the_folder(
 def test_what_a_killed_run_leaves_before_it_has_begun_is_no_run(finished: Any, data: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    for name in (".lock", ".recipe.yaml.abcdefgh"):
+    for name in (".lock", ".recipe.yaml.abcdefgh.msrn"):
         (run_dir / name).touch()
     train_recipe(make_recipe(data), run_dir)
     assert files_of(finished[0].run_dir).keys() == files_of(run_dir).keys()

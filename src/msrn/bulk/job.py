@@ -144,7 +144,8 @@ def tag_images(
         "version": msrn.__version__,
     }
     with Parts(parts_folder, job, restart=restart) as parts:
-        remove_leftovers(local_out.parent, local_out.name, errors_file.name)  # of a kill while these were written
+        for file in (local_out, errors_file):
+            remove_leftovers(file)  # of a kill while it was written
         refs = find_images(sources, path_column=path_column, allow_outside=allow_outside)
         parts.skip(refs)
         num_resumed = parts.num_images

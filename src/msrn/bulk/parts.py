@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from msrn.errors import MSRNError
-from msrn.files import is_utf8, json_text, write_json, write_text
+from msrn.files import is_leftover, is_utf8, json_text, write_json, write_text
 
 _JOB_FILE = "job.json"
 _LOCK_FILE = "lock"
@@ -203,7 +203,7 @@ class Parts:
     def _own(self) -> list[Path]:
         """What a job makes here, the job itself last: without parts it is a job that has just begun."""
         parts = sorted(self.folder.glob(_PARTS), reverse=True)
-        halves = [path for name in (_PARTS, _JOB_FILE) for path in self.folder.glob(f".{name}.????????")]
+        halves = [path for path in self.folder.iterdir() if is_leftover(path, (_PARTS, _JOB_FILE))]
         return [*parts, *halves, self.folder / _LOCK_FILE, self.folder / _JOB_FILE]
 
     def _empty(self) -> None:

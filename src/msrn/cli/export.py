@@ -68,7 +68,7 @@ def export(
     from msrn.errors import MSRNError
     from msrn.export import check_export, export_model
     from msrn.export.write import check_request
-    from msrn.files import check_can_write, remove_leftovers, replace_file, write_json
+    from msrn.files import check_can_write, folder_beside, replace_file, write_json
     from msrn.predict import load
 
     check_request(out, precision)
@@ -87,10 +87,8 @@ def export(
 
     is_device = out.exists() and not out.is_file()
     beside = out.resolve()  # where a link leads
-    if not is_device:
-        remove_leftovers(beside.parent, beside.name)  # of an export that was killed
     # What the check refuses takes no earlier file's place.
-    with tempfile.TemporaryDirectory(dir=None if is_device else beside.parent, prefix=f".{beside.name}.") as folder:
+    with tempfile.TemporaryDirectory() if is_device else folder_beside(beside) as folder:
         written = Path(folder, out.name)
         with console.status("exporting"):
             found = export_model(predictor.bundle, written, images, precision=precision)

@@ -17,7 +17,7 @@ from msrn.bundle.bundle import CONFIG_FILE, check_bundle_folder
 from msrn.data.split import relative_names
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, MSRNError, RecipeError, TrainingError
-from msrn.files import json_text, read_bounded, remove_leftovers, write_json, write_text
+from msrn.files import is_leftover, json_text, read_bounded, remove_leftovers, write_json, write_text
 from msrn.models import count_parameters
 from msrn.predict import Predictor, evaluate, evaluation_protocol, protocol_lines
 from msrn.processes import is_first_process
@@ -94,7 +94,8 @@ def train_recipe(
         return finished
     with _alone(run_dir):
         _check_run_dir(recipe, run_dir, resume=resume)  # another run may have ended here just now
-        remove_leftovers(run_dir, *_REPLACED)
+        for name in _REPLACED:
+            remove_leftovers(run_dir / name)
         return _begin_or_go_on(recipe, run_dir, console, resume=resume)
 
 
@@ -318,4 +319,4 @@ def _check_run_dir(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
 
 def _is_leftover(path: Path) -> bool:
     """Whether a killed run can leave this without having begun."""
-    return path.name == _LOCK_FILE or any(path.match(f".{name}.????????") for name in _REPLACED)
+    return path.name == _LOCK_FILE or is_leftover(path, _REPLACED)
