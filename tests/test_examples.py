@@ -20,13 +20,16 @@ PRINTS = {
     "serve": r"\[.*\]\n\S.*: most of it at \[.*\] .*\nexit code 0\n",
     "export_to_a_phone": r"model\.safetensors: \d\.\d\d MB \['.*\]\nint8\.onnx: 0\.\d\d MB \['.*\]\n",
 }
+TAKES_LONG = ("compare_heads", "export_to_a_phone")
 
 
 def test_every_example_is_tried() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PRINTS)
 
 
-@pytest.mark.parametrize("name", PRINTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in TAKES_LONG else name for name in PRINTS]
+)
 def test_example(tmp_path: Path, bundle_dir: Path, name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     usage = re.search(rf"^    python examples/{name}\.py(.*)$", text, re.MULTILINE)

@@ -20,6 +20,7 @@ from msrn.errors import MSRNError
 NUM_IMAGES = 400
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_three_times(bundle_dir: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
