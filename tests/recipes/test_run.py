@@ -281,6 +281,23 @@ def test_damaged_results_are_made_again(finished: Any, data: Path, tmp_path: Pat
     lost([json.dumps(result.test)], [json.dumps(again.test)], "reports of the test split")
 
 
+@pytest.mark.fault("files of a run that are damaged, and its checkpoints gone")
+def test_without_a_checkpoint_damaged_results_leave_the_bundle_alone(
+    finished: Any, data: Path, tmp_path: Path, lost: Any
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0].run_dir, run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    assert train_recipe(make_recipe(data), run_dir, resume=True).test == finished[0].test
+    (run_dir / "test.json").write_text("[]")
+    before = files_of(run_dir)
+    with pytest.raises(
+        TrainingError, match=r"no checkpoint is left .*; training anew would replace the bundle\. Measure"
+    ):
+        train_recipe(make_recipe(data), run_dir, resume=True)
+    lost(before.items(), files_of(run_dir).items(), "files of the run")
+
+
 @pytest.mark.parametrize("what", ["no JSON", "a list", "nothing", "too deep", "far too deep"])
 def test_a_damaged_record_of_the_splits_is_named(finished: Any, data: Path, tmp_path: Path, what: str) -> None:
     run_dir = tmp_path / "run"

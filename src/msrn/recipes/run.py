@@ -103,6 +103,12 @@ def _begin_or_go_on(recipe: Recipe, run_dir: Path, console: Console | None, *, r
     if resume and (finished := _finished_run(run_dir)) is not None:
         return finished
     check_bundle_folder(run_dir / BUNDLE_DIR)
+    if (run_dir / BUNDLE_DIR).exists() and not _has_checkpoint(run_dir):
+        raise TrainingError(
+            f"{run_dir} has ended, {BUNDLE_DIR}/{CONFIG_FILE} or {TEST_FILE} is damaged or missing, and no checkpoint is left "
+            "that it could be made of; training anew would replace the bundle. Measure the bundle by msrn evaluate, or give "
+            "another --out."
+        )
     splits = read_splits(recipe, console)
     try:
         return _train(recipe, splits, run_dir, console)
