@@ -382,6 +382,28 @@ def test_another_bundle(browser: "Browser", two_bundles: RunningServer, photos: 
     page.close()
 
 
+def test_of_ten_thousand_labels_those_with_most_neighbours_are_drawn(
+    browser: "Browser", server: RunningServer, photos: list[Path]
+) -> None:
+    names = [f"label {number}" for number in range(10_000)]
+    labels = [
+        {"name": name, "threshold": 0.5, "group": None, "neighbours": names[:30] if number % 10 == 0 else names[10:12]}
+        for number, name in enumerate(names)
+    ]
+    page = browser.new_page(viewport=DESKTOP)
+    page.route("**/v1/labels*", lambda route: route.fulfill(json={"model": "tiny", "labels": labels}))
+    page.goto(server.address)
+    page.wait_for_selector("#graph svg")
+    assert sorted(page.locator("#graph .node text").all_text_contents()) == sorted(names[::10])
+    assert page.locator("#graph-note").inner_text() == (
+        "10000 labels, 48000 edges. Drawn are the 1000 with most neighbours, and 3000 edges between them."
+    )
+    page.locator("#graph .node").first.press("Enter")
+    assert page.locator("#graph-text li").count() >= 30  # all neighbours, drawn or not
+    drop(page, photos[:1])
+    page.close()
+
+
 @pytest.mark.fault("label and file names with markup on the server's page")
 def test_markup(
     browser: "Browser", two_bundles: RunningServer, photos: list[Path], lost: Callable[[Any, Any, str], None]

@@ -4,6 +4,8 @@ const SVG = "http://www.w3.org/2000/svg";
 // Okabe and Ito's colours, which colour-blind people can tell apart; groups beyond eight share them, and names say which.
 const COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"];
 const MANY = 100;
+const MOST = 1000; // labels that are drawn
+const MOST_EDGES = 20000;
 const TARGET = 24; // least size of what a finger has to hit, in CSS pixels
 
 function make(name, attributes, parent) {
@@ -21,7 +23,9 @@ export class LabelGraph {
     this.nodes = new Map();
     this.edges = [];
     this.chosen = null;
-    const order = [...labels].sort((a, b) => (a.group ?? -1) - (b.group ?? -1) || a.name.localeCompare(b.name));
+    this.isWhole = labels.length <= MOST;
+    const drawn = this.isWhole ? labels : [...labels].sort((a, b) => b.neighbours.length - a.neighbours.length).slice(0, MOST);
+    const order = [...drawn].sort((a, b) => (a.group ?? -1) - (b.group ?? -1) || a.name.localeCompare(b.name));
     const count = order.length;
     const radius = Math.max(150, Math.min(900, (count * 15) / (2 * Math.PI)));
     const margin = count > MANY ? 160 : 30 + 6.5 * Math.max(...order.map((label) => label.name.length));
@@ -33,8 +37,10 @@ export class LabelGraph {
     box.classList.toggle("many", count > MANY);
     const places = new Map(order.map((label, index) => [label.name, (2 * Math.PI * index) / count - Math.PI / 2]));
     const edges = make("g", { "aria-hidden": "true" }, svg);
-    for (const label of labels) {
+    for (const label of drawn) {
       for (const other of label.neighbours) {
+        if (!places.has(other)) continue;
+        if (this.edges.length === MOST_EDGES) break;
         const [a, b] = [places.get(label.name), places.get(other)];
         const at = (angle) => `${radius * Math.cos(angle)} ${radius * Math.sin(angle)}`;
         this.edges.push({ label: label.name, other, path: make("path", { d: `M${at(a)}Q0 0 ${at(b)}` }, edges) });

@@ -55,8 +55,9 @@ function showGraph(labels) {
   const edges = labels.reduce((sum, label) => sum + label.neighbours.length, 0);
   const groups = new Set(labels.map((label) => label.group).filter((group) => group !== null)).size;
   const learnt = groups > 1 ? `; colours are the ${groups} groups that the network learnt.` : groups ? "; the network put all of them in one group." : ".";
-  at("graph-note").textContent = `${labels.length} labels, ${edges} edges${learnt}`;
   graph = new LabelGraph(at("graph"), at("graph-text"), labels, (name) => graph.show(name));
+  const left = graph.isWhole ? "" : ` Drawn are the ${graph.nodes.size} with most neighbours, and ${graph.edges.length} edges between them.`;
+  at("graph-note").textContent = `${labels.length} labels, ${edges} edges${learnt}${left}`;
 }
 
 async function addFiles(files, folders = []) {
