@@ -2,8 +2,10 @@
 
 import codecs
 import copy
+import functools
 import io
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ class Calls:
 
 def save(path: Path, *more: Any, is_new: bool = True) -> None:
     torch.save({**STATE, "more": more}, path, _use_new_zipfile_serialization=is_new)
+
+
+def save_value(path: Path, value: Any) -> None:
+    save(path, value)
 
 
 def doubled(times: int) -> Any:
@@ -69,6 +75,8 @@ def hide(path: Path) -> None:
     path.write_bytes(data[:start] + data[start:].partition(b"PK\x06\x06")[0] + data[start:])
 
 
+MANY = torch.zeros(1).expand(4, 75_000_000)  # of one number, in a file of a few bytes
+PAIRS = torch.zeros(1).expand(75_000_000, 2)
 GREEDY: dict[str, tuple[Callable[[Path], None], str]] = {
     "bytearray": (lambda path: save(path, Calls(bytearray, 5 * 10**10)), "it asks for bytearray"),
     "bytearray, old format": (
@@ -77,6 +85,31 @@ GREEDY: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a codec": (lambda path: save(path, doubled(36)), "it asks for the codec 'hex'"),
     "a codec, old format": (lambda path: save(path, doubled(36), is_new=False), "it asks for the codec 'hex'"),
+    **{
+        what: (functools.partial(save_value, value=value), "it (asks for|makes an object of|gives something)")
+        for what, value in {
+            "a tensor that is moved": Calls(
+                torch._utils._rebuild_device_tensor_from_cpu_tensor, MANY, torch.float64, "cpu", False
+            ),
+            "the same, of another call": Calls(
+                torch._tensor._rebuild_from_type_v2,
+                torch._utils._rebuild_device_tensor_from_cpu_tensor,
+                torch.Tensor,
+                (MANY, torch.float64, "cpu", False),
+                None,
+            ),
+            "a set of a tensor's rows": Calls(set, PAIRS),
+            "a table of a tensor's rows": Calls(OrderedDict, PAIRS),
+            "a count of a tensor's rows": Calls(Counter, PAIRS),
+            "a size of a tensor's rows": Calls(torch.Size, PAIRS),
+            "a new tensor": Calls(torch.FloatTensor, 10**11),
+            "a new storage": Calls(torch.UntypedStorage, 10**11),
+            "attributes of a tensor's rows": Calls(OrderedDict, (), PAIRS),
+            "a tensor with such attributes": Calls(
+                torch._utils._rebuild_parameter_with_state, torch.zeros(1), False, OrderedDict(), PAIRS
+            ),
+        }.items()
+    },
     "compressed members": (compress, "its members are compressed"),
     "members that overlap": (overlap, "one lies in another"),
     "a hidden list of members": (hide, "it is no whole archive of torch.save"),
@@ -111,6 +144,23 @@ def test_what_asks_for_any_memory(
 def test_what_pytorch_writes_is_read(tmp_path: Path, is_new: bool, with_checksum: bool) -> None:
     path = tmp_path / "x.pth"
     more = ["bytearray", "encode", b"bytes", {"hexagon": 1}, torch.Size([1]), torch.arange(3), 1e-3, None]
+    more += [
+        {1, 2},
+        Counter({3: 1}),
+        OrderedDict(a=1),
+        torch.device("cpu"),
+        torch.float16,
+        1 + 2j,
+        {(1, "a"): 2},
+        "é" * 300,
+    ]
+    more += [
+        torch.nn.Parameter(torch.ones(2)),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.ones(2).to_sparse().to_dense(),
+    ]
+    more.append(torch.ones(3))
+    more[-1].note = "an attribute"
     torch.serialization.set_crc32_options(with_checksum)
     try:
         save(path, *more, is_new=is_new)
@@ -119,6 +169,8 @@ def test_what_pytorch_writes_is_read(tmp_path: Path, is_new: bool, with_checksum
     loaded = load_torch_file(path)
     assert torch.equal(loaded["state_dict"]["a"], STATE["state_dict"]["a"])
     assert loaded["more"][:5] == tuple(more[:5])
+    assert loaded["more"][8:16] == tuple(more[8:16])
+    assert loaded["more"][-1].note == "an attribute"
 
 
 def test_tensors_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
