@@ -134,7 +134,7 @@ def test_what_was_written_before_is_written_again_and_all_else_is_left_alone(tab
         "instances.json": '{"images": []}',
         "labels.jsonl": '{"path": "0.png", "labels": ["cat", "dog"]}\n{"path": "1.png", "labels": []}\n',
         "begins-empty.jsonl": '{"path": "0.png", "labels": []}\n{"path": "1.png", "labels": ["cat"]}\n',
-        "list.of.json": '[{"path": "0.png", "size": [20, 20], "labels": ["cat"]}]',
+        "sizes.json": '[{"path": "0.png", "size": [20, 20], "labels": ["cat"]}]',
         "notes.json": '{"labels": {"mine": 1}, "notes": "hand made"}',
         "classes.json": '{"labels": ["cat", "dog"], "colours": ["red", "blue"]}',
         "deployed.json": '{"bundle": "runs/scenes", "threshold": 0.4, "notes": "hand made"}',
