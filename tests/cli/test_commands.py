@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import run
+from command_line import check_may_be_replaced, run
 from PIL import Image
 
 from msrn.errors import MSRNError
@@ -422,6 +422,7 @@ def test_training_prints_only_json_where_json_was_asked_for(capsys, data, tmp_pa
     )
     assert code == 0
     assert json.loads(out)["bundle"] == str(tmp_path / "run" / "bundle")
+    check_may_be_replaced(out)
     assert "epoch   1/1" in err
 
 
@@ -477,6 +478,7 @@ def test_a_dry_run_says_what_fits_and_makes_no_folder(capsys, data, tmp_path):
     overrides = [f"data.root={data}", *TINY]
     code, printed, _ = run(capsys, "train", "scenes", *overrides, "--dry-run", "--out", out, "--json", result)
     report = json.loads(result.read_text())
+    check_may_be_replaced(result.read_text())
     assert code == 0
     assert "a training step: 4 images of 32 x 32 on the CPU, 32-true" in printed
     assert f"{report['expected_bytes'] / 1e9:.3f} GB, with what the allocator keeps" in printed
@@ -591,6 +593,8 @@ def test_train_finds_a_learning_rate_and_draws_it(data, tmp_path, capsys, monkey
     assert len(found["rates"]) == len(found["losses"]) > 10
     assert "a tenth of it: optimizer.lr=" in err
     assert "optimizer.lr" in (tmp_path / "lr.svg").read_text()
+    check_may_be_replaced(out)
+    check_may_be_replaced((tmp_path / "lr.svg").read_text(), option="--picture", name="lr.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["lr.svg"]
 
 
@@ -601,6 +605,7 @@ def test_train_finds_a_batch_size(data, tmp_path, capsys, monkeypatch):
     assert code == 0, err
     assert "largest that could be trained with: data.batch_size=8" in out
     found = json.loads((tmp_path / "found.json").read_text())
+    check_may_be_replaced((tmp_path / "found.json").read_text())
     assert found["data.batch_size"] == 8
     assert list(found["images_per_s"]) == ["2", "4", "8"]
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]

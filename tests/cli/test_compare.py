@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import run
+from command_line import check_may_be_replaced, run
 from PIL import Image
 
 from msrn.compare import HEADS, Plan
@@ -108,6 +108,7 @@ def test_the_report_is_made_anew_from_the_runs(capsys, out: Path) -> None:
     (out / "comparison.md").unlink()
     code, printed, said = run(capsys, "compare", "--report", out, "--json", "-")
     assert (code, json.loads(printed)) == (0, before)
+    check_may_be_replaced(printed)
     assert (out / "comparison.md").exists()
     assert "average pooling" in said
 
@@ -128,6 +129,7 @@ def test_a_dry_run_lists_the_runs_and_what_is_done(capsys, out: Path, data: Path
     arguments = ["compare", "scenes", f"data.root={data}", *TINY, *options, "--dry-run", "--json", "-"]
     code, printed, _ = run(capsys, *arguments, "--out", out)
     listed = json.loads(printed)
+    check_may_be_replaced(printed)
     assert code == 0
     states = {one["run"]: one["state"] for one in listed["runs"]}
     assert states["avg_pool-seed0"] == states["avg_pool-seed0-search-lr0.01"] == "done"

@@ -118,6 +118,10 @@ def test_a_table_that_exists_stays_without_force(tmp_path, capsys):
     assert out.read_bytes() == before
     assert run(capsys, table, "--out", out, "--seed", "1", "--force")[0] == 0
     assert out.read_bytes() != before
+    code, _, error = run(capsys, table, "--out", out.with_suffix(".tsv"), "--seed", "5", "--force")
+    assert code == 1
+    assert "split.split.json tells of split.csv, which would be lost; it is left alone." in " ".join(error.split())
+    assert run(capsys, out, "--check")[0] == 0
 
 
 def test_checking_a_table(tmp_path, capsys):

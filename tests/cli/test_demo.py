@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import check_may_be_replaced
 
 import msrn.data.scenes
 import msrn.recipes
@@ -65,6 +66,7 @@ def test_demo_leaves_data_bundle_and_page(
     again = capsys.readouterr()
     assert (out / "runs" / "msrn" / "metrics.csv").stat().st_mtime_ns == before
     report = json.loads(again.out)
+    check_may_be_replaced(again.out)
     assert report["page"] == str(out / "index.html")
     assert {name: "mAP" in test for name, test in report["heads"].items()} == {"MSRN": True, "average pooling": True}
     assert again.err.splitlines()[-1] == str(out / "index.html")

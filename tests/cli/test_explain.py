@@ -108,7 +108,7 @@ def test_where_no_image_can_be_read_nothing_is_written(
     command = ["explain", folder / "bundle", "--out", out, "--json", numbers]
     out.mkdir()
     (out / "index.html").write_text('<meta name="generator" content="msrn">')
-    numbers.write_text('[{"path": "a.jpg"}]')
+    numbers.write_text('[{"path": "a.jpg", "size": [48, 64], "is_exact": true}]')
     before = {path: path.read_bytes() for path in (out / "index.html", numbers)}
     code, _, err = run(capsys, *command, tmp_path / "no.jpg", tmp_path / "none.jpg")
     assert (code, "2 of 2 images could not be read; nothing was written" in err, "others" in err) == (1, True, False)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from command_line import check_may_be_replaced
 from typer.testing import CliRunner
 
 from msrn.bundle import load_bundle
@@ -135,6 +136,7 @@ def test_imported_bundle_returns_the_authors_logits(case, tmp_path):
     assert result.exit_code == 0, result.exception
     assert "11 labels in 2 groups" in result.output.replace("\n", " ")
     report = json.loads((tmp_path / "result.json").read_text())
+    check_may_be_replaced((tmp_path / "result.json").read_text())
     origin = "imported from model_best.pth.tar"
     assert report == {"bundle": str(tmp_path / "bundle"), "labels": list(LABELS), "num_groups": 2, "origin": origin}
     bundle = load_bundle(tmp_path / "bundle")

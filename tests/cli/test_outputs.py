@@ -9,8 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import run
+from matplotlib.figure import Figure
 from PIL import Image
+from safetensors.torch import save
+
+from msrn.cli.output import check_outputs
+from msrn.errors import MSRNError
+from msrn.report.learning_rate import save_learning_rate_curve
 
 
 @pytest.fixture
@@ -95,14 +102,55 @@ def test_what_was_written_before_is_written_again_and_all_else_is_left_alone(tab
     known = table.parent / "known.csv"
     known.write_text(f"path,labels\n0.png,{'|'.join(json.loads((bundle_dir / 'config.json').read_text())['labels'])}\n")
     evaluated = ("evaluate", bundle_dir, "--data", known, "--split", "train", "--json", "evaluated.json")
-    for command in [("doctor", "--json", "doctor.json"), ("recipe", "list", "--json", "list.json"), evaluated] * 2:
+    others = [
+        ("predict", bundle_dir, "0.png", "1.png", "--json", "tags.jsonl"),
+        ("predict", bundle_dir, "0.png", "1.png", "--threshold", "0.9999", "--json", "no-tags.jsonl"),
+        ("predict", bundle_dir, "0.png", "--out", "tags.csv", "--workers", "0", "--overwrite", "--json", "tagged.json"),
+        ("thresholds", bundle_dir, "--data", known, "--split", "train", "--out", "fitted", "--json", "fitted.json"),
+        ("thresholds", "fitted", "--reset", "--json", "reset.json"),
+        ("report", bundle_dir, "--data", known, "--split", "train", "--json", "report.json"),
+        ("labels", "groups", bundle_dir, "--picture", "groups.svg", "--json", "groups.json"),
+        ("labels", "groups", bundle_dir, "--picture", "groups.png"),
+        ("explain", bundle_dir, "0.png", "--no-related", "--json", "why.json"),
+        ("explain", bundle_dir, "0.png", "1.png", "--no-related", "--json", "all.json"),
+        ("doctor", "--json", "doctor.json"),
+        ("recipe", "list", "--json", "list.json"),
+        evaluated,
+    ]
+    for command in others * 2:
         assert run(capsys, *command)[0] == 0, command
-    (table.parent / "instances.json").write_text('{"images": []}')
+    save_learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 1e-3, "rates.png")
+    check_outputs((), **{"--picture": Path("rates.png")})
+    names = [f"label {number} of a graph" for number in range(10_000)]
+    Path("many.json").write_text(json.dumps({"labels": names, "num_images": 1, "split": "train"}))
+    check_outputs((), **{"--json": Path("many.json")})
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg"><title>Logo</title></svg>'
+    for name in ("figure.png", "figure.svg"):
+        Figure().savefig(name, metadata={"Title": "Co-occurrence"})
+    Path("own.safetensors").write_bytes(save({"vectors": torch.ones(2, 2)}, metadata={"made by": "me"}))
+    with pytest.raises(MSRNError, match="is not what msrn writes; it is left alone"):
+        check_outputs((), **{"--out": Path("own.safetensors")})
+    own = {
+        "instances.json": '{"images": []}',
+        "labels.jsonl": '{"path": "0.png", "labels": ["cat", "dog"]}\n{"path": "1.png", "labels": []}\n',
+        "begins-empty.jsonl": '{"path": "0.png", "labels": []}\n{"path": "1.png", "labels": ["cat"]}\n',
+        "sizes.json": '[{"path": "0.png", "size": [20, 20], "labels": ["cat"]}]',
+        "notes.json": '{"labels": {"mine": 1}, "notes": "hand made"}',
+        "classes.json": '{"labels": ["cat", "dog"], "colours": ["red", "blue"]}',
+        "deployed.json": '{"bundle": "runs/scenes", "threshold": 0.4, "notes": "hand made"}',
+        "source.json": '{"source": "my camera", "layout": "mine"}',
+        "logo.svg": f'<?xml version="1.0" encoding="utf-8"?>\n{drawing}',
+        "plain-logo.svg": drawing,
+    }
+    for name, text in own.items():
+        Path(name).write_text(text)
     for name, option in (
         ("0.png", "--json"),
         ("0.png", "--picture"),
-        ("instances.json", "--json"),
         ("split.csv", "--json"),
+        ("figure.png", "--picture"),
+        ("figure.svg", "--picture"),
+        *((name, "--picture" if name.endswith("svg") else "--json") for name in own),
     ):
         before = Path(name).read_bytes()
         code, _, err = run(capsys, "labels", "graph", table, option, name)

@@ -68,7 +68,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, data: st.DataObject, labe
         make_part(tmp_path, data.draw(st.lists(row, min_size=1, max_size=5)), labels=tuple(labels), split=split)
         for split in data.draw(st.lists(st.sampled_from(["test", "train", "val"]), min_size=1, max_size=3, unique=True))
     ]
-    table = tmp_path / f"split.{suffix}"
+    table = tmp_path / f"{suffix}.{suffix}"
     refusal = ""
     try:
         write_split(table, splits, overwrite=True)
@@ -189,27 +189,97 @@ def test_groups_that_no_table_can_hold(tmp_path):
 @pytest.mark.fault("a stop between a table of splits and the file that tells of it")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_stop_between_table_and_json_stands_in_nobodys_way(tmp_path, monkeypatch, suffix, lost):
-    """The JSON is there first, so that what was begun can be replaced."""
+    """The JSON is there first, so that what was begun can be replaced; an earlier table beside it is said not to be its."""
     part, table = make_part(tmp_path, [[1, 1]]), tmp_path / f"split.{suffix}"
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    def stop_at(stopped: Path, part: LabelledImages) -> None:
+        def put_in_place(temporary: Path, path: Path) -> None:
+            if path == stopped:
+                raise KeyboardInterrupt
+            temporary.replace(path)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "msrn.files.put_in_place", lambda temporary, path: temporary.replace(path) if path != table else stop()
-        )
-        with pytest.raises(KeyboardInterrupt):
-            write_split(table, [part])
+        with monkeypatch.context() as patch:
+            patch.setattr("msrn.files.put_in_place", put_in_place)
+            with pytest.raises(KeyboardInterrupt):
+                write_split(table, [part], overwrite=True)
+
+    stop_at(table, part)
     assert [path.name for path in tmp_path.iterdir()] == ["split.split.json"]
     write_split(table, [part], overwrite=True)
     before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
-    with monkeypatch.context() as patch:
-        patch.setattr("msrn.files.put_in_place", stop)
-        with pytest.raises(KeyboardInterrupt):
-            write_split(table, [make_part(tmp_path, [[1, 0], [0, 1]])], overwrite=True)
+    other = make_part(tmp_path, [[1, 0], [0, 1]])
+    stop_at(sidecar_path(table), other)
     verify_split(table)
     lost(before, [(path.name, path.read_bytes()) for path in tmp_path.iterdir()], "files")
+    stop_at(table, other)
+    assert (table.name, table.read_bytes()) in before
+    with pytest.raises(
+        DataError, match=rf"its SHA-256 is not the one of split\.{suffix} in split\.split\.json\. .*--force"
+    ):
+        verify_split(table)
+    write_split(table, [other], overwrite=True)
+    assert verify_split(table)["splits"]["train"]["images"] == 2
+
+
+@pytest.mark.parametrize("has_table", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"mine": "hand made folds"}',
+        '{"table": "split.csv"}',
+        '["table", "columns", "sha256", "label_names", "splits"]',
+        '{"table": 1, "columns": [], "sha256": "", "label_names": [], "splits": {}}',
+        "[" * 100_000,
+        "not JSON",
+        "9" * 5000,
+        "\x00\xff",
+        "",
+    ],
+    ids=["folds", "notes", "list", "number", "deep", "text", "long number", "bytes", "empty"],
+)
+def test_a_json_of_others_stays(tmp_path, text, overwrite, has_table):
+    sidecar = tmp_path / "split.split.json"
+    sidecar.write_text(text, encoding="latin-1")
+    if has_table:
+        (tmp_path / "split.csv").write_text("path,labels\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(DataError, match=r"split\.split\.json was not written by msrn data split; it is left alone"):
+        write_split(tmp_path / "split.csv", [make_part(tmp_path, [[1, 1]])], overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(DataError, match=r"split\.split\.json (is not what msrn data split writes|was)|split\.csv"):
+        verify_split(tmp_path / "split.csv")
+
+
+def test_a_json_that_is_no_small_file_stays(tmp_path, monkeypatch):
+    table, part = tmp_path / "split.csv", make_part(tmp_path, [[1, 1]])
+    write_split(table, [part])
+    before = sidecar_path(table).read_bytes()
+    monkeypatch.setattr("msrn.data.split_table._MAX_SIDECAR_BYTES", 10)
+    with pytest.raises(DataError, match="was not written by msrn data split"):
+        write_split(table, [part], overwrite=True)
+    with pytest.raises(DataError, match="it has more than 10 bytes"):
+        verify_split(table)
+    assert sidecar_path(table).read_bytes() == before
+    sidecar_path(table).unlink()
+    os.mkfifo(sidecar_path(table))
+    with pytest.raises(DataError, match="was not written by msrn data split"):
+        write_split(table, [part], overwrite=True)
+    with pytest.raises(DataError, match="it is no regular file"):
+        verify_split(table)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_json_of_another_table_stays(tmp_path, overwrite):
+    """All endings share one name of it."""
+    part = make_part(tmp_path, [[1, 1]])
+    write_split(tmp_path / "split.csv", [part])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("split.tsv", "split.parquet"):
+        with pytest.raises(DataError, match=r"split\.split\.json tells of split\.csv, which would be lost"):
+            write_split(tmp_path / name, [part], about={"seed": 5}, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    verify_split(tmp_path / "split.csv")
 
 
 def test_images_outside_of_the_tables_folder_are_opened_only_where_it_is_allowed(tmp_path):
@@ -272,7 +342,8 @@ def test_changed_tables_are_noticed(tmp_path):
     written = table.read_text()
     table.write_text(written.replace("cat", "dog"))
     with pytest.raises(
-        DataError, match=r"was changed after it was split: its SHA-256 is not the one in split\.split\.json"
+        DataError,
+        match=r"was changed after it was split, .*: its SHA-256 is not the one of split\.csv in split\.split\.json",
     ):
         verify_split(table)
     table.unlink()

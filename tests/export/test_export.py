@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import run
+from command_line import check_may_be_replaced, run
 from PIL import Image
 from torch import Tensor
 
@@ -326,6 +326,7 @@ def test_command(
     assert "takes any size" in shown
     assert "0 decisions changed" in shown
     report = json.loads((tmp_path / "e.json").read_text())
+    check_may_be_replaced((tmp_path / "e.json").read_text())
     assert report["check"]["largest_difference"] < 1e-4
     names = load_bundle(folder).label_names
     assert OnnxPredictor(out).label_names == names

@@ -25,6 +25,34 @@ _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 # They join letters, in Persian and in emoji.
 _JOINERS = "\u200c\u200d"
 
+# How far a file is looked into: the names of 10,000 labels may come before the second key.
+_START_BYTES = 4 << 20
+_TEXT = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+# The keys that what commands write as JSON begins with; one or two of them a user's own file may well have.
+_FIRST_KEYS = (
+    "source layout notes",  # data check
+    "source pooled kept",  # data split
+    "labels num_images split",  # labels graph
+    "labels groups group",  # labels groups
+    "vectors source dim",  # labels vectors
+    "path size is_exact",  # explain
+    "bundle data split mAP",  # evaluate
+    "bundle vs data split",  # report
+    "bundle objective crossfit",  # thresholds
+    "bundle best_epoch val_mAP",  # train
+    "bundle labels num_groups",  # import-published
+    "recipe size precision",  # train --dry-run
+    "recipe optimizer.lr rates",  # train --find lr
+    "recipe data.batch_size fastest",  # train --find batch_size
+    "out images unreadable",  # predict --out
+    "out precision bytes",  # export
+    "protocol recipe overrides",  # compare
+    "runs run epochs",  # compare --dry-run
+    "page heads MSRN",  # demo
+    "recipes apparel apparel-convnext",  # recipe list
+    "processor threads gpu",  # doctor
+)
+
 
 class _SafeConsole(Console):
     """Shows labels, paths and whatever else comes from strangers as `printable` does; what Rich adds stays."""
@@ -135,20 +163,39 @@ def check_folder(out: Path, is_ours: Callable[[Path], bool]) -> None:
 
 
 def _is_ours(path: Path, suffix: str) -> bool:
-    """Whether a file looks like what a command writes under that ending: a report, page, picture or file of vectors."""
+    """Whether a file looks like what a command writes under that ending: a report, page, picture or file of vectors.
+
+    It must not look so by what files of others have too, as every drawing is an SVG, and tables are JSON Lines.
+    """
     with path.open("rb") as file:
-        start = file.read(512)
+        start = file.read(_START_BYTES)
+    titles = "(Label graph|Learning rates)"
     marks = {
-        ".json": rb'(\[\s*)?\{\s*"(source|labels|vectors|recipes?|bundle|path|out|page|protocol|runs|processor)"',
-        ".html": rb'(?s)<!doctype html.*<meta name="generator" content="msrn">',
-        ".svg": rb"<svg|<\?xml",
+        ".html": '<!doctype html.{,400}<meta name="generator" content="msrn">',
+        ".svg": rf"(<\?xml.{{,400}})?<svg[^>]*>\s*<title>{titles}</title>.{{,800}}<dc:title>Matplotlib",
+        ".png": rf".{{,100}}Software\0Matplotlib.{{,200}}Title\0{titles}",
+        ".safetensors": r'.{8}\{"__metadata__":\{"msrn\.label_vectors":',
     }
     if start == b"":  # as `mktemp` makes it
         return True
-    if suffix.lower() in marks:
-        return re.match(marks[suffix.lower()], start) is not None
-    words = {".png": b"Matplotlib", ".safetensors": b'"vectors"'}
-    return words.get(suffix.lower(), b"\0" * 513) in start
+    if suffix.lower() == ".json":
+        return _is_our_json(start)
+    mark = marks.get(suffix.lower())
+    return mark is not None and re.match(mark.encode(), start, re.DOTALL) is not None
+
+
+def _is_our_json(start: bytes) -> bool:
+    """Whether a file begins as the JSON or JSON Lines of a command does.
+
+    A table of the user's has paths and labels, too, but no probabilities; one that has no label in any row is taken for ours.
+    """
+    value = rf'(?:{_TEXT}|[\w.+-]+|\[[^\[\]{{}}"]*(?:{_TEXT}[^\[\]{{}}"]*)*\])\s*'
+    to_next = rf"\s*:\s*(?:{value},|[\[{{])[\s\[{{]*"
+    kinds = [to_next.join(f'"{re.escape(key)}"' for key in keys.split()) for keys in _FIRST_KEYS]
+    kinds.append(rf'"bundle"{to_next}"threshold"\s*:\s*{value}\}}\s*\Z')  # thresholds --reset
+    row = rf'\{{"path": {_TEXT}, "labels": \['  # predict
+    rows = rf'(?:{row}\](?:, "error": {_TEXT})?\}}\n)*(?:{row}\{{"name": {_TEXT}, "probability": |\Z)'
+    return re.match(rf"(?:\[\s*)?\{{\s*(?:{'|'.join(kinds)})|{rows}".encode(), start) is not None
 
 
 def tell_undrawable(console: Console, names: Iterable[str]) -> None:

@@ -20,10 +20,11 @@ from msrn.data.source import SPLITS, LabelledImages
 from msrn.data.split import check_disjoint, relative_names, split_hash
 from msrn.data.table import LABEL_COLUMNS
 from msrn.errors import DataError, MissingDependencyError
-from msrn.files import is_utf8, replace_file, write_json
+from msrn.files import is_utf8, read_bounded, replace_file, write_json
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _ROWS_AT_ONCE = 65536
+_MAX_SIDECAR_BYTES = 256 << 20  # it has the names of all labels, some of them twice
 _CELL_OF_VALUE = {1: "1", 0: "0", -1: ""}
 
 
@@ -53,7 +54,7 @@ def write_split(
         extra_column: Name of one more column, such as that of groups, and its cells by split. Only a table with a column of
             labels has room for it.
         about: What the JSON file tells besides: how the split was made.
-        overwrite: Whether files that exist are replaced.
+        overwrite: Whether files that exist are replaced, if they are of this table.
 
     Returns:
         What the JSON file holds: `about`, then `table` (its name), its `columns` and `sha256` (of its bytes), `label_names` in
@@ -61,8 +62,8 @@ def write_split(
 
     Raises:
         ValueError: No splits, names other than train, val and test, or labels that differ.
-        DataError: The table exists, its suffix is none of these, or paths or labels that no table can hold; the message
-            names them.
+        DataError: The table exists, or a JSON file that is not of it, its suffix is none of these, or paths or labels that no
+            table can hold; the message names them.
         MissingDependencyError: Parquet needs pyarrow.
     """
     table = Path(table).expanduser()
@@ -104,7 +105,8 @@ def write_split(
                 part.split: {"images": len(part), "sha256": split_hash(part, root=table.parent)} for part in ordered
             },
         }
-        # Ahead of the table: one without it would be taken for somebody's own, which nothing replaces.
+        # Ahead of the table: one without it would be taken for somebody's own, which nothing replaces. An earlier table that
+        # a stop leaves beside the new file does not agree with it, which `verify_split` says.
         write_json(sidecar_path(table), sidecar)
     return sidecar
 
@@ -126,12 +128,13 @@ def verify_split(table: str | Path, *, allow_outside: bool = False) -> dict[str,
     table = Path(table).expanduser()
     sidecar = sidecar_path(table)
     try:
-        said = json.loads(sidecar.read_text(encoding="utf-8"))
+        said = _read_sidecar(sidecar)
         expected = {name: (part["images"], part["sha256"]) for name, part in said["splits"].items()}
         table_hash = said["sha256"]
     except OSError as error:
         raise DataError(
-            f"{sidecar}: {error.strerror}. It is written beside the table by msrn data split; bring it along, or split again."
+            f"{sidecar}: {error.strerror or error}. It is written beside the table by msrn data split; bring it along, or split "
+            "again."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{sidecar} is not what msrn data split writes ({error}). Split again.") from error
@@ -139,8 +142,8 @@ def verify_split(table: str | Path, *, allow_outside: bool = False) -> dict[str,
         raise DataError(f"{table} does not exist. Pass the table that {sidecar.name} belongs to.")
     if _file_hash(table) != table_hash:
         raise DataError(
-            f"{table} was changed after it was split: its SHA-256 is not the one in {sidecar.name}. "
-            "Bring the table back, or split again."
+            f"{table} was changed after it was split, or another split was stopped before it took its place: its SHA-256 is not "
+            f"the one of {said.get('table')} in {sidecar.name}. Bring the table back, or split again, with --force."
         )
     source = open_source(table, allow_outside=allow_outside)
     splits = [source.read(name) for name in source.splits]
@@ -159,17 +162,49 @@ def check_is_free(table: Path, *, overwrite: bool) -> None:
     """Refuse a table that cannot be written, before any work is done for it.
 
     Raises:
-        DataError: An unknown suffix, or a file that exists and is not to be replaced.
+        DataError: An unknown suffix, a file that exists and is not to be replaced, or one that `write_split` did not write for
+            a table of this name.
     """
     if table.suffix.lower() not in SUFFIXES:
         raise DataError(f"{table}: expected a name that ends in {', '.join(SUFFIXES)}. Choose one of these formats.")
-    if overwrite and table.exists() and not sidecar_path(table).exists():
+    sidecar = sidecar_path(table)
+    if sidecar.exists():
+        told = _told_table(sidecar)
+        if told is None:
+            raise DataError(
+                f"{sidecar} was not written by msrn data split; it is left alone. Choose another name, or delete it."
+            )
+        if told != table.name:
+            raise DataError(
+                f"{sidecar} tells of {told}, which would be lost; it is left alone. Choose another name than {table.stem}."
+            )
+    elif overwrite and table.exists():
         raise DataError(
             f"{table} was not written by msrn data split; it is left alone. Choose another name, or delete it."
         )
-    for path in (table, sidecar_path(table)):
+    for path in (table, sidecar):
         if path.exists() and not overwrite:
             raise DataError(f"{path} exists. Choose another name, or replace it by --force (overwrite=True).")
+
+
+def _read_sidecar(sidecar: Path) -> Any:
+    """The JSON beside a table, whatever it holds.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError, RecursionError: It is no JSON.
+    """
+    return json.loads(read_bounded(sidecar, _MAX_SIDECAR_BYTES))
+
+
+def _told_table(sidecar: Path) -> str | None:
+    """The name of the table that a JSON file tells of, or None if `write_split` did not write it."""
+    try:
+        said = _read_sidecar(sidecar)
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(said, dict) and {"table", "columns", "sha256", "label_names", "splits"} <= said.keys()
+    return said["table"] if is_ours and isinstance(said["table"], str) else None
 
 
 def _fits_label_column(splits: Sequence[LabelledImages]) -> bool:

@@ -82,7 +82,8 @@ def save_label_graph(label_graph: LabelGraph, path: str | Path, *, groups: Int[n
         write_text(path, draw_label_graph(label_graph, groups))
         return
     data = io.BytesIO()
-    _draw(label_graph, groups).savefig(data, format="png", dpi=100, facecolor="white")
+    metadata = {"Title": "Label graph"}
+    _draw(label_graph, groups).savefig(data, format="png", dpi=100, facecolor="white", metadata=metadata)
     write_bytes(path, data.getvalue())
 
 
