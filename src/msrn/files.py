@@ -324,7 +324,7 @@ def remove_leftovers(path: Path) -> None:
     """Remove what `replace_file` and `replace_folder` left beside a name where their process was killed.
 
     A folder that was moved out of the way, and that no new one has followed, gets its name back. What a process is still writing is
-    left alone.
+    left alone, and so is all else where that cannot be told: where there are no locks, or another user wrote it.
     """
     for left in (*_find_beside(path, _OLD), *_find_beside(path, _NEW)):
         try:
@@ -334,6 +334,8 @@ def remove_leftovers(path: Path) -> None:
         with suppress(OSError):
             if left.name.endswith(_OLD):
                 _put_back(left, path)
+            if lock is None:
+                continue
             if not left.is_dir():
                 left.unlink(missing_ok=True)
             elif path.exists() or not (left / "old").exists():

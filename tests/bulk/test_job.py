@@ -348,6 +348,9 @@ def test_damaged_parts_are_named(predictor: Predictor, photos: Path, tmp_path: P
         job_file.write_text(text)
         with pytest.raises(MSRNError, match=r"job\.json is damaged or missing\. Add --restart"):
             tag_images(predictor, [photos], out, **options)
+    job_file.unlink()
+    with pytest.raises(MSRNError, match=r"job\.json is damaged or missing\. Add --restart"):
+        tag_images(predictor, [photos], out, **options)
     part.unlink()
     part.mkdir()
     with pytest.raises(MSRNError, match=r"holds other things \(000000\.jsonl\); it is left alone"):

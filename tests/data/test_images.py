@@ -220,6 +220,9 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pyt
     said: list[str] = []
     assert list_images(tmp_path, said.append) == [tmp_path / "a.jpg", tmp_path / "open" / "c.jpg"]
     assert said == [message]
+    said.clear()
+    assert list_images(tmp_path / "closed", said.append) == []
+    assert said == [message]
 
 
 def test_nothing_to_list(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run
-from image_files import bomb
+from image_files import bomb, tile_bomb
 from PIL import EpsImagePlugin, Image
 from records import make_record
 from tiny_bundle import TINY, noise
@@ -675,9 +675,11 @@ def test_addresses(capsys: Any, monkeypatch: pytest.MonkeyPatch, photos: Path, b
 @pytest.mark.fault("an image that claims more pixels than memory holds")
 def test_bombs(capsys: Any, photos: Path, bundle_dir: Path, lost: Lost) -> None:
     (photos / "bomb.png").write_bytes(bomb(60_000, 60_000))
+    (photos / "tile.tif").write_bytes(tile_bomb(16_384, 16_384))
     code, out, errors = run(capsys, "predict", bundle_dir, photos, "--json", "-")
     assert code == 1
-    assert "bomb.png" in errors
+    for name in ("bomb.png", "tile.tif"):
+        assert re.search(rf"{name}: .*exceeds limit of 178,?956,?970 pixels", errors), errors
     answered = [Path(json.loads(line)["path"]).name for line in out.splitlines() if "error" not in json.loads(line)]
     lost([f"{number}.png" for number in range(8)], answered, "other images")
 

@@ -324,6 +324,8 @@ def test_folder_that_may_not_be_listed(bundle_dir: Path, tmp_path: Path, lost: L
     (tmp_path / "photos" / "closed").chmod(0)
     out = tmp_path / "tags.jsonl"
     tag = [sys.executable, "-m", "msrn.cli.main", "predict", bundle_dir, tmp_path / "photos"]
+    if not writes:  # what cannot be looked at is an unreadable image, and is in the way of no other
+        tag += [tmp_path / "photos" / "closed" / "b.png", tmp_path / "photos" / "closed"]
     done = subprocess.run(
         [*tag, *(["--out", out] if writes else ["--json", "-"])],
         capture_output=True, text=True, check=False, preexec_fn=as_ordinary_user,
@@ -335,8 +337,10 @@ def test_folder_that_may_not_be_listed(bundle_dir: Path, tmp_path: Path, lost: L
     assert "Traceback" not in done.stderr
     named = (tmp_path / "tags.jsonl.errors.jsonl").read_text() if writes else done.stderr
     assert "closed: the folder cannot be listed (Permission denied), so its images are missing. Change its" in named
-    answers = map(json.loads, (out.read_text() if writes else done.stdout).splitlines())
-    lost(["a.png", "c.png"], [Path(answer["path"]).name for answer in answers], "answers")
+    answers = list(map(json.loads, (out.read_text() if writes else done.stdout).splitlines()))
+    assert [Path(answer["path"]).name for answer in answers if "error" in answer] == ([] if writes else ["b.png"])
+    found = [Path(answer["path"]).name for answer in answers if "error" not in answer]
+    lost(["a.png", "c.png"], found, "answers")
 
 
 @pytest.mark.slow

@@ -29,6 +29,14 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def tile_bomb(width: int, height: int) -> bytes:
+    """A TIFF of 1 x 1 with a tile of so many pixels, nearly all of them missing, where a reader that decodes it fails."""
+    data = zlib.compress(bytes(1000))
+    tags = {256: 1, 257: 1, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHL", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 def odd_images() -> dict[str, tuple[bytes, int]]:
     """Files by what they are, with the status a server answers to each."""
     red = Image.new("RGB", (40, 20), "red")
@@ -38,6 +46,7 @@ def odd_images() -> dict[str, tuple[bytes, int]]:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
     return {
         "decompression bomb": (bomb(60_000, 60_000), 413),
+        "a tile of far more pixels than the image": (tile_bomb(16_384, 16_384), 413),
         "1 x 50,000": (encoded(Image.new("RGB", (1, 50_000), "red")), 200),
         "truncated": (photo[: len(photo) // 2], 422),
         "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", 415),

@@ -90,7 +90,7 @@ class Parts:
         others = [path.name for path in self.folder.iterdir() if path not in own or not path.is_file()]
         if others:
             raise MSRNError(f"{self.folder} holds other things ({others[0]}); it is left alone. Give another --out.")
-        if self.restart or not is_begun(self.folder) or not job_file.is_file():
+        if self.restart or not is_begun(self.folder):
             self._empty()
             write_json(job_file, self.job)
             return

@@ -34,6 +34,7 @@ _TRANSPOSE_OF_ORIENTATION = {
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 # Pixels that are converted at once, so that what is held beside the image stays small.
 _NUM_AT_ONCE = 1 << 20
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 
 
 @cache
@@ -53,8 +54,26 @@ def open_file(path: Path | PackedImage) -> io.BytesIO | io.BufferedReader:
 
 
 def open_image(file: io.BytesIO | io.BufferedReader) -> Image.Image:
-    """An image whose header was read and whose pixels were not. All of msrn's ways to an image file lead through here."""
-    return Image.open(file, formats=known_formats())
+    """An image whose header was read and whose pixels were not. All of msrn's ways to an image file lead through here.
+
+    Raises:
+        DecompressionBombError: It has more than twice PIL.Image.MAX_IMAGE_PIXELS, or one of its tiles has.
+        Exception: It is damaged, or no image.
+    """
+    image = Image.open(file, formats=known_formats())
+    most = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+    if most is not None and (num_pixels := count_pixels(image)) > most:
+        image.close()
+        raise Image.DecompressionBombError(f"a tile of {num_pixels:,} pixels exceeds limit of {most:,} pixels")
+    return image
+
+
+def count_pixels(image: Image.Image) -> int:
+    """Pixels that are decoded at once: those of an image, or of a tile where that is larger, as it may be in a TIFF."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    width, height = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
+    num_in_tile = width * height if isinstance(width, int) and isinstance(height, int) else 0
+    return max(image.width * image.height, num_in_tile)
 
 
 def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | None = None) -> Image.Image:
@@ -195,27 +214,43 @@ def list_images(
         DataError: A folder cannot be listed.
     """
     found: dict[Path, None] = {}
+    tell, is_given = on_closed or _refuse, False
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         path = path.expanduser()
-        if path.is_dir():
-            files = _images_below(path, on_closed or _refuse)
-            if not files:
+        if os.path.isdir(path):  # noqa: PTH112  (False where the folder that it lies in is closed)
+            closed: list[str] = []
+            files = _images_below(path, closed.append)
+            for problem in closed:
+                tell(problem)
+            if not files and not closed:
                 raise EmptySplitError(
                     f"{path} holds no images: expected files such as {', '.join(sorted(IMAGE_SUFFIXES))}. "
                     "Pass a folder with images, or the files themselves."
                 )
             found.update(dict.fromkeys(files))
-        elif path.exists():
+        elif _may_exist(path):
             found[path] = None
         else:
             raise SourceNotFoundError(f"{path} does not exist. Check the path; relative ones start at {Path.cwd()}.")
-    if not found:
+        is_given = True
+    if not is_given:
         raise EmptySplitError("expected at least one image or folder, got none. Name what to read.")
     return list(found)
 
 
 def _refuse(problem: str) -> None:
     raise DataError(f"{problem} Change its permissions, or name the images to be read.")
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether a path exists, or cannot be looked at: reading it then tells why."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    except ValueError:  # a name that no file can have
+        return False
+    return True
 
 
 def _images_below(folder: Path, on_closed: Callable[[str], object]) -> list[Path]:

@@ -5,7 +5,7 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-from msrn.data.images import known_formats, open_image, to_rgb
+from msrn.data.images import count_pixels, known_formats, open_image, to_rgb
 from msrn.server.problems import ProblemError
 
 
@@ -52,8 +52,10 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise _damaged(error, index) from None
     with image:
-        if image.width * image.height > max_pixels:
-            detail = f"An image may have {max_pixels:,} pixels, this one has {image.width} x {image.height}. Send a smaller one."
+        if count_pixels(image) > max_pixels:
+            detail = (
+                f"An image may have {max_pixels:,} pixels, this one has {count_pixels(image):,}. Send a smaller one."
+            )
             raise ProblemError(413, "The image has too many pixels.", detail, index)
         try:
             return to_rgb(image)
