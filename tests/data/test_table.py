@@ -577,6 +577,36 @@ def test_a_header_of_parquet_that_repeats_a_name(tmp_path: Path) -> None:
         TableSource(tmp_path / "t.parquet")
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_one_column_a_label_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """It is asked while the rows are read, few times, and before they are copied."""
+    table = write_rows(tmp_path / f"t{suffix}", [{"path": f"{i}.jpg", "cat": 1, "dog": 0} for i in range(1000)])
+    asked: list[int] = []
+    most = 10**9
+
+    def lack_of_room(num_bytes: int) -> str | None:
+        asked.append(num_bytes)
+        return "9.9 GB of memory, and 0.1 GB are free" if num_bytes > most else None
+
+    monkeypatch.setattr("msrn.data.source.lack_of_room", lack_of_room)
+    source = TableSource(table)
+    assert 5 < len(asked) < 15
+    assert source.read("train").target.sum() == 1000
+    assert asked[-1] == 2000
+    most = 1999
+    with pytest.raises(
+        DataError, match=r"^2 labels of 1,000 images take 9\.9 GB of memory, and 0\.1 GB are free\. Check"
+    ):
+        source.read("train")
+    most = 100
+    with pytest.raises(
+        DataError, match=r"^2 labels of \d\d\d? images take 9\.9 GB of memory, and 0\.1 GB are free\. Check"
+    ):
+        TableSource(table)
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_rows(tmp_path / "t.parquet", [{"path": "a.jpg", "labels": ["cat"]}])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
