@@ -174,6 +174,7 @@ class TableSource(Source):
         self._rows: dict[str, _Rows] = {}
         self._first_of_path: dict[str, int] = {}
         self._duplicates: list[str] = []
+        self._num_duplicates = 0
         self._has_groups = group_column is not None
 
         find_layout = partial(
@@ -191,7 +192,7 @@ class TableSource(Source):
         }
         if self._duplicates:
             raise DataError(
-                f"{len(self._duplicates)} rows repeat the path of an earlier row: {some(self._duplicates)}. "
+                f"{self._num_duplicates} rows repeat the path of an earlier row: {some(self._duplicates)}. "
                 "Keep one row an image; an image in two splits would be tested on what it was trained on."
             )
         del self._first_of_path
@@ -291,7 +292,9 @@ class TableSource(Source):
         earlier = f"line {first_line}" if table == first_table else f"{first_table.name}:{first_line}"
         duplicate = f"{table.name}:{line} repeats {earlier}: {cell}{splits}"
         if self.problems is None:
-            self._duplicates.append(duplicate)  # raised once the table was read, with all of them
+            self._num_duplicates += 1  # raised once the table was read, with their number and the first few
+            if len(self._duplicates) <= _NUM_SHOWN:
+                self._duplicates.append(duplicate)
         else:
             self._report("repeated path", f"{duplicate}. Keep one row an image.", file=table, line=line)
         return True
