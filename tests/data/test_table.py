@@ -577,6 +577,76 @@ def test_a_header_of_parquet_that_repeats_a_name(tmp_path: Path) -> None:
         TableSource(tmp_path / "t.parquet")
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_cells_that_are_too_long(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [{"path": "a.jpg", "labels": "cat"}, {"path": "b.jpg", "labels": "é" * 131_073}]
+    table = write_rows(tmp_path / f"t{suffix}", rows)
+    with pytest.raises(
+        DataError, match=r"field larger than field limit \(131072\)|got a text of 131,073 letters\. Correct"
+    ):
+        TableSource(table)
+    problems: list[Problem] = []
+    assert names(TableSource(table, problems=problems).read("train"))[0] == "a.jpg"
+    assert len(problems) == 1
+    rows[1]["labels"] = "é" * 131_072
+    assert TableSource(write_rows(table, rows)).label_names == ("cat", rows[1]["labels"])
+
+
+def test_long_texts_beside_the_labels_are_in_nobodys_way(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "path": [f"{i}.jpg" for i in range(600)],
+        "labels": [[f"{i}", "cat"] if i % 3 else None for i in range(600)],
+        "image": ["A" * 600_000 if i in (1, 300) else None for i in range(600)],
+        "pixels": [[7] * 200_000 if i == 2 else [] for i in range(600)],
+    }
+    for use_dictionary in (True, False):
+        table = pa.table(columns)
+        pq.write_table(table, tmp_path / "t.parquet", use_dictionary=use_dictionary, row_group_size=400)
+        images = TableSource(tmp_path / "t.parquet", group_column="image").read("train")
+        assert names(images) == columns["path"]
+        assert [row.sum() for row in images.target] == [2 if i % 3 else -401 for i in range(600)]
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_parquet_whose_texts_are_encoded_as_differences(tmp_path: Path, encoding: str) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"path": ["a.jpg", "b.jpg"], "label": ["cat", None]})
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=["label"], column_encoding={"path": encoding})
+    assert names(TableSource(tmp_path / "t.parquet").read("train")) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_one_column_a_label_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """It is asked while the rows are read, few times, and before they are copied."""
+    table = write_rows(tmp_path / f"t{suffix}", [{"path": f"{i}.jpg", "cat": 1, "dog": 0} for i in range(1000)])
+    asked: list[int] = []
+    most = 10**9
+
+    def lack_of_room(num_bytes: int) -> str | None:
+        asked.append(num_bytes)
+        return "9.9 GB of memory, and 0.1 GB are free" if num_bytes > most else None
+
+    monkeypatch.setattr("msrn.data.source.lack_of_room", lack_of_room)
+    source = TableSource(table)
+    assert 5 < len(asked) < 15
+    assert source.read("train").target.sum() == 1000
+    assert asked[-1] == 2000
+    most = 1999
+    with pytest.raises(
+        DataError, match=r"^2 labels of 1,000 images take 9\.9 GB of memory, and 0\.1 GB are free\. Check"
+    ):
+        source.read("train")
+    most = 100
+    with pytest.raises(
+        DataError, match=r"^2 labels of \d\d\d? images take 9\.9 GB of memory, and 0\.1 GB are free\. Check"
+    ):
+        TableSource(table)
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_rows(tmp_path / "t.parquet", [{"path": "a.jpg", "labels": ["cat"]}])
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -1,5 +1,6 @@
 """Files from strangers: code in them is not run, names in them lead nowhere else."""
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -22,6 +23,7 @@ from PIL import EpsImagePlugin, Image
 from records import make_record
 from tiny_bundle import TINY, noise
 
+from msrn.bulk.sources import find_images
 from msrn.bulk.writers import FORMATS, About, write_csv
 from msrn.compare import HEADS, ComparisonFolder, Plan, build_comparison, frame_of, write_comparison
 from msrn.data import open_source
@@ -650,6 +652,65 @@ def test_labels_that_would_fill_the_memory(
     code, _, errors = run(capsys, "labels", "graph", captions)
     assert code == 1
     assert "to count 23,000 labels together takes 12.7 GB of memory, and 2.0 GB are free" in errors
+    lost(before, files_of(photos), "files")
+
+
+PARQUET: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
+    "a path": (
+        lambda pa: {"path": ["a" * 2_000_000], "labels": ["cat"]}, "a path in column 'path', got a value of 2,000,000 bytes"
+    ),
+    "a text that every row repeats": (
+        lambda pa: {"path": [f"{row}.png" for row in range(4096)], "labels": repeated(pa, "cat" * 200_000, 4096)},
+        "labels such as .*, got a value of 600,000 bytes",
+    ),
+    "a list of one label": (
+        lambda pa: {"path": ["a.png"], "labels": pa.ListArray.from_arrays([0, 10**6], repeated(pa, "cat", 10**6))},
+        "labels such as .*, got a value of 4,000,000 bytes",
+    ),
+    "a list of long labels": (
+        lambda pa: {"path": ["a.png"], "labels": pa.ListArray.from_arrays([0, 5000], repeated(pa, "cat" * 20_000, 5000))},
+        "labels such as .*, got a value of 300,005,000 bytes",
+    ),
+}  # fmt: skip
+
+
+def repeated(pa: Any, text: str, num: int) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * num, pa.int32()), [text])
+
+
+@pytest.mark.fault("a Parquet table of few bytes that would fill the memory")
+@pytest.mark.parametrize("what", PARQUET)
+def test_parquet_that_would_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, photos: Path, lost: Lost, what: str
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    make, message = PARQUET[what]
+    table = photos / "t.parquet"
+    pq.write_table(pa.table(make(pa)), table, compression="zstd", store_schema=False)
+    assert table.stat().st_size < 50_000
+    before = files_of(photos)
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(DataError, match=rf"t\.parquet:1: expected {message}\."):
+            open_source(table)
+    finally:
+        pa.set_memory_pool(default)
+    assert pool.max_memory() < 30_000_000
+    problems: list[Any] = []
+    with contextlib.suppress(MSRNError):  # of what is left
+        open_source(table, problems=problems)
+    assert len(problems) == (4096 if what == "a text that every row repeats" else 1)
+    if what == "a path":
+        with pytest.raises(DataError, match=r"t\.parquet:1: expected a path in the column 'path', got a value of 2,0"):
+            list(find_images([table]))
+    monkeypatch.setattr("msrn.machine._LARGE_BYTES", 100_000)
+    monkeypatch.setattr("msrn.machine.free_ram_bytes", lambda: 200_000)
+    with pytest.raises(
+        DataError, match=r"t\.parquet: rows that are read at once take 0\.0 GB of memory, and 0\.0 GB are free"
+    ):
+        open_source(table)
     lost(before, files_of(photos), "files")
 
 

@@ -16,6 +16,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
+from msrn.data.cells import is_plain, shown
 from msrn.data.images import IMAGE_SUFFIXES
 from msrn.data.packed import MAX_IMAGE_BYTES, PackedImage, TarMember, check_image_size, is_file, walk_tar
 from msrn.data.records import SUFFIXES, read_records
@@ -427,6 +428,11 @@ def _images_of_table(table: Path, options: _TableOptions) -> Iterator[ImageRef]:
             raise DataError(
                 f"{table}:{line}: no path in the column '{names[column]}'. Fill it in, or leave the row out."
             )
+        if not is_plain(name):
+            raise DataError(
+                f"{table}:{line}: expected a path in the column '{names[column]}', got {shown(name)}. Give one path, or name "
+                "another column by --path-column."
+            )
         image = _named(name, table.parent)
         if not options.allow_outside and (isinstance(image, RemoteImage) or is_outside(image, table.parent)):
             what = " and would be fetched" if isinstance(image, RemoteImage) else ""
@@ -509,7 +515,7 @@ def _look(folder: Path, parts: Sequence[str]) -> Iterator[Path | ClosedFolder | 
     except OSError as error:
         yield ClosedFolder(folder, error.strerror or str(error))
         return
-    for name, is_folder, is_plain in found:
+    for name, is_folder, is_own_file in found:
         if name.startswith(".") and not first.startswith("."):
             continue
         if first == "**":
@@ -518,7 +524,7 @@ def _look(folder: Path, parts: Sequence[str]) -> Iterator[Path | ClosedFolder | 
         elif fnmatch.fnmatchcase(name, first):
             if rest and is_folder:
                 yield folder / name, rest
-            elif not rest and is_plain:
+            elif not rest and is_own_file:
                 yield folder / name
 
 

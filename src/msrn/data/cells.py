@@ -23,6 +23,8 @@ LABEL_SEPARATORS = ("|", ";", ",")
 # In a label column, a cell that says: looked at, and nothing is present. A blank cell says that nobody looked.
 NOTHING_PRESENT = "[]"
 
+MAX_CELL_LETTERS = 131_072  # where Python's reader of CSV stops, too
+
 _UNKNOWN_CELLS = frozenset({"", "nan", "?", "-1", "-1.0"})
 _PRESENT_CELLS = frozenset({"1", "1.0", "true", "yes"})
 _ABSENT_CELLS = frozenset({"0", "0.0", "false", "no"})
@@ -50,14 +52,14 @@ _SIGNED_NUMBER = re.compile(r"[+-][0-9]+([.,][0-9]+)?")
 
 
 def cell_text(value: Any) -> str:
-    """A value of Parquet or JSON as the text that a CSV would hold: null and NaN are blank.
+    """A value of Parquet or JSON as the text that a CSV would hold: null and NaN are blank, what is too long is no cell.
 
     Example:
         >>> cell_text(None), cell_text(True), cell_text(3.0), cell_text([])
         ('', '1', '3', '[]')
     """
     if isinstance(value, str):
-        return value
+        return value if len(value) <= MAX_CELL_LETTERS else no_cell(f"a text of {len(value):,} letters")
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -68,7 +70,10 @@ def cell_text(value: Any) -> str:
         if any(isinstance(item, dict) or (isinstance(item, list) and item) for item in value):
             return no_cell(value)
         items = list(map(cell_text, value))
-        return no_cell(value) if any(item.startswith((_NO_CELL, _LIST)) for item in items) else list_text(items)
+        if any(item.startswith((_NO_CELL, _LIST)) for item in items):
+            return no_cell(value)
+        text = list_text(items)
+        return text if len(text) <= MAX_CELL_LETTERS else no_cell(f"a list of {len(text):,} letters")
     if isinstance(value, dict):
         return no_cell(value)
     return str(value)

@@ -3,15 +3,21 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
 
-from msrn.data.cells import cell_text, no_cell
+import numpy as np
+
+from msrn.data.cells import MAX_CELL_LETTERS, cell_text, no_cell
 from msrn.errors import DataError, MissingDependencyError
+from msrn.machine import lack_of_room
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+
+_ROWS_AT_ONCE = 256  # of Parquet, as Python's values, whose texts may be long
+_LEFT_AS_NUMBERS = frozenset({"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"})
 
 Report = Callable[[str, str, int], None]
 """Takes the kind, the message and the line of a row that cannot be read, and raises or notes it."""
@@ -96,27 +102,109 @@ def _parse_json_lines(table: Path, report: Report) -> Iterator[tuple[int, dict[s
 def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
     pyarrow, parquet = import_parquet(table)
     try:
-        with parquet.ParquetFile(table) as file:
-            schema = file.schema_arrow
-            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
-                raise DataError(f"{table}: the header repeats {', '.join(repeated)}. Give every column its own name.")
-            yield 0, list(schema.names)
-            readable = [field.name for field in schema if _is_cell(pyarrow, field.type)]
+        metadata = parquet.read_metadata(table)
+        schema = metadata.schema.to_arrow_schema()
+        if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+            raise DataError(f"{table}: the header repeats {', '.join(repeated)}. Give every column its own name.")
+        yield 0, list(schema.names)
+        readable = [field.name for field in schema if _is_cell(pyarrow, field.type)]
+        _check_room(table, metadata, readable)
+        texts = [field.name for field in schema if field.name in readable and _is_text(pyarrow, field.type)]
+        repeating = _repeating(metadata, texts)
+        with parquet.ParquetFile(table, metadata=metadata, read_dictionary=repeating) as file:
             line = 1
-            # Row groups may hold a whole table.
-            for batch in file.iter_batches(batch_size=4096, columns=readable):
-                columns: dict[str, Iterable[str]] = {
-                    field.name: repeat(no_cell(field.type), batch.num_rows) for field in schema
-                }
-                for name in readable:
-                    columns[name] = map(cell_text, values_of(pyarrow, batch.column(name)))
-                for row in zip(*columns.values(), strict=True):
-                    yield line, list(row)
-                    line += 1
+            # Each batch brings along the texts of those before it: few batches, of some million values.
+            num_rows = min(1 << 16, max(1 << 12, (1 << 22) // max(1, len(readable))))
+            # Row groups may hold a whole table. One after another: Arrow joins no lists of theirs that are left as numbers.
+            for number in range(metadata.num_row_groups):
+                for batch in file.iter_batches(batch_size=num_rows, row_groups=[number], columns=readable):
+                    columns: dict[str, Iterable[str]] = {
+                        field.name: repeat(no_cell(field.type), batch.num_rows) for field in schema
+                    }
+                    for name in readable:
+                        columns[name] = _cells(pyarrow, batch.column(name), schema.field(name).type)
+                    for row in zip(*columns.values(), strict=True):
+                        yield line, list(row)
+                        line += 1
     except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise DataError(f"{table}: no whole Parquet file ({error}). Write or copy it again.") from error
+
+
+def _check_room(table: Path, metadata: Any, names: Collection[str]) -> None:
+    """Refuse a table whose largest row group takes more memory than is free, by what the file says of it."""
+    most = 0
+    for number in range(metadata.num_row_groups):
+        leaves = [leaf for leaf in _leaves(metadata, number) if _is_within(leaf, names)]
+        # Pages and what is made of them; the places of the items of lists, which may repeat in a few bytes.
+        items = sum(leaf.num_values - metadata.row_group(number).num_rows for leaf in leaves)
+        most = max(most, 4 * sum(leaf.total_uncompressed_size for leaf in leaves) + 16 * items)
+    if lack := lack_of_room(most):
+        raise DataError(
+            f"{table}: rows that are read at once take {lack}. Check that the table is one of paths and labels, or write it in "
+            "smaller row groups."
+        )
+
+
+def _repeating(metadata: Any, names: Collection[str]) -> list[str]:
+    """The columns that hold each text once and then its number, as far as Arrow can leave them so."""
+    can: set[str] = set()
+    cannot: set[str] = set()
+    for number in range(metadata.num_row_groups):
+        for leaf in _leaves(metadata, number):
+            if leaf.has_dictionary_page and _is_within(leaf, names):
+                (can if _LEFT_AS_NUMBERS.issuperset(leaf.encodings) else cannot).add(leaf.path_in_schema)
+    return sorted(can - cannot)
+
+
+def _leaves(metadata: Any, number: int) -> Iterator[Any]:
+    """What a row group's metadata say of each column; lists are called as in "labels.list.element"."""
+    group = metadata.row_group(number)
+    return map(group.column, range(group.num_columns))
+
+
+def _is_within(leaf: Any, names: Collection[str]) -> bool:
+    return any(name in names for name in accumulate(leaf.path_in_schema.split("."), "{}.{}".format))
+
+
+def _cells(pyarrow: Any, column: Any, kind: Any) -> Iterator[str]:
+    """A column's texts, as the type that it has in the file; values that are too long for a cell are not made Python's."""
+    sizes = _text_bytes(pyarrow, column)
+    too_long = sizes > 4 * MAX_CELL_LETTERS
+    for start in range(0, len(column), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        part = column[rows]
+        if not too_long[rows].any():
+            yield from map(cell_text, values_of(pyarrow, part.cast(kind)))
+            continue
+        others = iter(values_of(pyarrow, part.filter(pyarrow.array(~too_long[rows])).cast(kind)))
+        for size, is_long in zip(sizes[rows], too_long[rows], strict=True):
+            yield no_cell(f"a value of {size:,} bytes") if is_long else cell_text(next(others))
+
+
+def _text_bytes(pyarrow: Any, column: Any) -> np.ndarray:
+    """The bytes of the text in each value, and one for each item of a list; 0 for values that are no texts."""
+    types, kind = pyarrow.types, column.type
+    if types.is_dictionary(kind):
+        of_text = np.append(_text_bytes(pyarrow, column.dictionary), 0)
+        return np.take(of_text, np.asarray(column.indices.fill_null(len(of_text) - 1)))
+    if types.is_list(kind) or types.is_large_list(kind):
+        ends = np.append(0, np.cumsum(_text_bytes(pyarrow, column.values) + 1))
+        return np.diff(ends[np.asarray(column.offsets)])
+    if _is_text(pyarrow, kind):
+        from pyarrow import compute
+
+        return np.asarray(compute.binary_length(column).fill_null(0), dtype=np.int64)
+    return np.zeros(len(column), dtype=np.int64)
+
+
+def _is_text(pyarrow: Any, kind: Any) -> bool:
+    """Whether a column's values are texts, or lists of them."""
+    types = pyarrow.types
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _is_text(pyarrow, kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def import_parquet(table: Path) -> tuple[Any, Any]:

@@ -143,12 +143,21 @@ def new_target(num_images: int, num_labels: int, value: int = 0) -> Int8[np.ndar
     Raises:
         DataError: It takes more memory than is free, as where a column of captions was read for one of labels.
     """
+    check_target_room(num_images, num_labels)
+    return np.full((num_images, num_labels), value, dtype=np.int8)
+
+
+def check_target_room(num_images: int, num_labels: int) -> None:
+    """Refuse a target before it is made.
+
+    Raises:
+        DataError: It takes more memory than is free.
+    """
     if lack := lack_of_room(num_images * num_labels):
         raise DataError(
             f"{num_labels:,} labels of {num_images:,} images take {lack}. Check that the column of labels is one, or name the "
             "labels to read (--label-names, data.label_names)."
         )
-    return np.full((num_images, num_labels), value, dtype=np.int8)
 
 
 class Source(ABC):

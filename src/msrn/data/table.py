@@ -3,6 +3,7 @@
 import os
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,17 @@ import numpy as np
 from msrn.data.cells import BYTE_OF_CELL, LabelCells, is_plain, shown
 from msrn.data.packed import PackedImage, TarMember
 from msrn.data.records import SUFFIXES, read_records
-from msrn.data.source import SPLIT_OF_NAME, SPLITS, LabelledImages, Problem, Source, folders_of_splits, is_outside, some
+from msrn.data.source import (
+    SPLIT_OF_NAME,
+    SPLITS,
+    LabelledImages,
+    Problem,
+    Source,
+    check_target_room,
+    folders_of_splits,
+    is_outside,
+    some,
+)
 from msrn.errors import DataError, EmptySplitError, SourceNotFoundError
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path", "sourcefile")
@@ -91,6 +102,8 @@ class _Rows:
     label_cells: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     target: bytearray = field(default_factory=bytearray)
+    room_bytes: int = 0
+    """How large `target` may become before it is asked again whether there is room."""
 
 
 class TableSource(Source):
@@ -161,6 +174,7 @@ class TableSource(Source):
         self._rows: dict[str, _Rows] = {}
         self._first_of_path: dict[str, int] = {}
         self._duplicates: list[str] = []
+        self._num_duplicates = 0
         self._has_groups = group_column is not None
 
         find_layout = partial(
@@ -178,8 +192,7 @@ class TableSource(Source):
         }
         if self._duplicates:
             raise DataError(
-                f"{len(self._duplicates)} rows repeat the path of an earlier row: "
-                f"{some(self._duplicates)}. "
+                f"{self._num_duplicates} rows repeat the path of an earlier row: {some(self._duplicates)}. "
                 "Keep one row an image; an image in two splits would be tested on what it was trained on."
             )
         del self._first_of_path
@@ -260,6 +273,10 @@ class TableSource(Source):
                     rows.target += bytes(map(BYTE_OF_CELL.__getitem__, cells))
                 except KeyError:
                     rows.target += self._parse_target_cells(cells, layout.label_names, table, line)
+                if len(rows.target) > rows.room_bytes:
+                    # As much again, into which it grows, or which the copy takes that is read of it.
+                    check_target_room(len(rows.paths), len(layout.label_names))
+                    rows.room_bytes = 2 * len(rows.target)
         return layout
 
     def _repeats(self, path: str, cell: str, table: Path, line: int, split: str) -> bool:
@@ -275,7 +292,9 @@ class TableSource(Source):
         earlier = f"line {first_line}" if table == first_table else f"{first_table.name}:{first_line}"
         duplicate = f"{table.name}:{line} repeats {earlier}: {cell}{splits}"
         if self.problems is None:
-            self._duplicates.append(duplicate)  # raised once the table was read, with all of them
+            self._num_duplicates += 1  # raised once the table was read, with their number and the first few
+            if len(self._duplicates) <= _NUM_SHOWN:
+                self._duplicates.append(duplicate)
         else:
             self._report("repeated path", f"{duplicate}. Keep one row an image.", file=table, line=line)
         return True
@@ -355,6 +374,7 @@ class TableSource(Source):
             target = self._cells.target(rows.label_cells, self.label_names)
         else:
             shape = (len(rows.paths), len(self.label_names))
+            check_target_room(*shape)
             target = np.frombuffer(rows.target, dtype=np.int8).reshape(shape).copy()
         return LabelledImages(tuple(map(self._image_at, rows.paths)), target, self.label_names, split)
 
@@ -393,7 +413,7 @@ def _find_layout(
     group_column: str | None,
 ) -> _Layout:
     names = [name.strip() for name in header]
-    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if name and count > 1)
     if repeated:
         raise DataError(f"{table}:1: the header repeats {', '.join(repeated)}. Give every column its own name.")
 
