@@ -32,6 +32,7 @@ from msrn.bundle import load_bundle
 from msrn.cli.train import print_result
 from msrn.compare import HEADS, ComparisonFolder, Plan, Run, build_comparison, frame_of
 from msrn.compare.execute import estimate_s
+from msrn.compare.folder import JOB_FILE
 from msrn.compare.summary import markdown
 from msrn.compare.variants import read_variants
 from msrn.data import Source, open_source, read_image
@@ -440,13 +441,14 @@ def _read_comparison_with(name: str) -> Callable[[Path], object]:
             (folder.path / "comparison.json").write_bytes(_comparisons()[0])
             folder.training_dir(_FINAL).mkdir(parents=True)
         (folder.path / name).write_bytes(path.read_bytes())
-        records, earlier = folder.records(), folder.earlier()
-        for frame in (earlier, frame_of(_PLAN, earlier)):
-            assert frame is not None
-            comparison = build_comparison(frame, records)
-            json_text(comparison, indent=2)
-            markdown(comparison).encode()
-        estimate_s(_FINAL, _PLAN, records)
+        if not name.endswith(JOB_FILE):  # which is read only to go on
+            records, earlier = folder.records(), folder.earlier()
+            for frame in (earlier, frame_of(_PLAN, earlier)):
+                assert frame is not None
+                comparison = build_comparison(frame, records)
+                json_text(comparison, indent=2)
+                markdown(comparison).encode()
+            estimate_s(_FINAL, _PLAN, records)
         folder.is_kept(_FINAL)
         folder.check(_PLAN, [_FINAL])
 
@@ -632,7 +634,7 @@ TARGETS: dict[str, Target] = {
         "r.json", _runs, _read_comparison_with(f"runs/{_FINAL.name}.json"), faults=lambda: [*_JSON_FAULTS, *_comparisons()]
     ),
     "comparison, a job": Target(
-        "j.json", _jobs, _read_comparison_with(f"training/{_FINAL.name}/job.json"), faults=lambda: [*_JSON_FAULTS, *_runs()]
+        "j.json", _jobs, _read_comparison_with(f"training/{_FINAL.name}/{JOB_FILE}"), faults=lambda: [*_JSON_FAULTS, *_runs()]
     ),
     "bundle, configuration": Target("c.json", _bundle_seeds("config.json"), _read_bundle_with("config.json")),
     "bundle, weights": Target("w", _bundle_seeds("model.safetensors"), _read_bundle_with("model.safetensors")),
