@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import tile_bomb
 from PIL import Image, PngImagePlugin
 
 from msrn.bulk.reader import read_batches
 from msrn.data import LabelledImages
 from msrn.data import images as images_module
-from msrn.data.images import list_images, read_image, to_rgb
+from msrn.data.images import count_pixels, list_images, read_image, to_rgb
 from msrn.data.loader import build_loader
 from msrn.data.transforms import Preprocessing
 from msrn.errors import DataError, EmptySplitError, MSRNError, SourceNotFoundError, UnreadableImageError
@@ -190,6 +191,24 @@ def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UnreadableImageError, match=r"bomb.png: .*decompression bomb.*MAX_IMAGE_PIXELS"):
         read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("again", [False, True])
+def test_tiles_count_as_pixels(tmp_path: Path, order: str, again: bool) -> None:
+    path = tmp_path / "tile.tif"
+    path.write_bytes(tile_bomb(16_384, 16_384, order=order, again=again))
+    with pytest.raises(UnreadableImageError, match=r"a tile of 268,435,456 pixels exceeds limit of 178,956,970 pixels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_deflate"}, {"big_tiff": True}])
+def test_tiff_is_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    image = Image.effect_noise((70, 50), 90).convert("RGB")
+    image.save(tmp_path / "x.tif", **options)
+    assert read_image(tmp_path / "x.tif").tobytes() == image.tobytes()
+    with Image.open(tmp_path / "x.tif") as opened:
+        assert count_pixels(opened) == 70 * 50
 
 
 def test_images_in_folders_are_sorted_and_hidden_ones_passed_over(tmp_path: Path) -> None:

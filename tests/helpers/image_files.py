@@ -29,12 +29,32 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-def tile_bomb(width: int, height: int) -> bytes:
-    """A TIFF of 1 x 1 with a tile of so many pixels, nearly all of them missing, where a reader that decodes it fails."""
+def tile_bomb(width: int, height: int, *, order: str = "<", again: bool = False) -> bytes:
+    """A TIFF of 1 x 1 with a tile of so many pixels, nearly all of them missing, where a reader that decodes it fails.
+
+    Args:
+        width: Pixels of the tile.
+        height: Likewise.
+        order: Of its bytes, as `struct` has it.
+        again: Whether tags of a smaller tile follow.
+    """
     data = zlib.compress(bytes(1000))
-    tags = {256: 1, 257: 1, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 8, 325: len(data)}
-    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
-    return struct.pack("<2sHL", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    tags = [
+        (256, 1),
+        (257, 1),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, width),
+        (323, height),
+        (324, 8),
+        (325, len(data)),
+    ]
+    tags += [(322, 16), (323, 16)] if again else []
+    entries = b"".join(struct.pack(f"{order}HHLL", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack(f"{order}2sHL", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
 
 
 def odd_images() -> dict[str, tuple[bytes, int]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,9 @@ _TRANSPOSE_OF_ORIENTATION = {
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 # Pixels that are converted at once, so that what is held beside the image stays small.
 _NUM_AT_ONCE = 1 << 20
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
+# Tags of TIFF, and how long whole numbers are, by their kind.
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_BYTES_OF_KIND = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}
 
 
 @cache
@@ -70,10 +72,32 @@ def open_image(file: io.BytesIO | io.BufferedReader) -> Image.Image:
 
 def count_pixels(image: Image.Image) -> int:
     """Pixels that are decoded at once: those of an image, or of a tile where that is larger, as it may be in a TIFF."""
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    width, height = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
-    num_in_tile = width * height if isinstance(width, int) and isinstance(height, int) else 0
+    file = getattr(image, "fp", None)
+    num_in_tile = _count_in_tile(file) if image.format == "TIFF" and file is not None else 0
     return max(image.width * image.height, num_in_tile)
+
+
+def _count_in_tile(file: IO[bytes]) -> int:
+    """Pixels in a tile of a TIFF, 0 where it has none; of a tag that comes twice the larger counts, whichever is decoded."""
+    position = file.tell()
+    file.seek(0)
+    head = file.read(16)
+    order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
+    is_big = 43 in head[2:4]  # of more than 4 GB
+    length, start, field = (20, 12, 8) if is_big else (12, 8, 4)  # of an entry, and of the value in it
+    sides = {_TILE_WIDTH: 0, _TILE_HEIGHT: 0}
+    file.seek(int.from_bytes(head[8:16] if is_big else head[4:8], order))
+    for _ in range(int.from_bytes(file.read(8 if is_big else 2), order)):
+        entry = file.read(length)
+        if len(entry) < length:
+            break
+        tag, size = int.from_bytes(entry[:2], order), _BYTES_OF_KIND.get(int.from_bytes(entry[2:4], order), 0)
+        if tag in sides and size:
+            # A value that has no room in its entry lies elsewhere; no writer's tile does.
+            value = int.from_bytes(entry[start : start + size], order) if size <= field else 1 << 32
+            sides[tag] = max(sides[tag], value)
+    file.seek(position)
+    return sides[_TILE_WIDTH] * sides[_TILE_HEIGHT]
 
 
 def read_image(path: str | Path | PackedImage, *, min_size: tuple[int, int] | None = None) -> Image.Image:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from msrn.data.cells import MAX_CELL_LETTERS, cell_text, no_cell
+from msrn.data.parquet_footer import Column, RowGroup, read_row_groups
 from msrn.errors import DataError, MissingDependencyError
 from msrn.machine import lack_of_room
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
 _ROWS_AT_ONCE = 256  # of Parquet, as Python's values, whose texts may be long
-_LEFT_AS_NUMBERS = frozenset({"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"})
+# Encodings of Parquet: PLAIN, PLAIN_DICTIONARY, RLE, BIT_PACKED, RLE_DICTIONARY.
+_LEFT_AS_NUMBERS = frozenset({0, 2, 3, 4, 8})
 
 Report = Callable[[str, str, int], None]
 """Takes the kind, the message and the line of a row that cannot be read, and raises or notes it."""
@@ -102,21 +104,21 @@ def _parse_json_lines(table: Path, report: Report) -> Iterator[tuple[int, dict[s
 def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
     pyarrow, parquet = import_parquet(table)
     try:
-        metadata = parquet.read_metadata(table)
-        schema = metadata.schema.to_arrow_schema()
+        with parquet.ParquetFile(table) as file:
+            schema = file.schema_arrow
         if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
             raise DataError(f"{table}: the header repeats {', '.join(repeated)}. Give every column its own name.")
         yield 0, list(schema.names)
         readable = [field.name for field in schema if _is_cell(pyarrow, field.type)]
-        _check_room(table, metadata, readable)
+        groups = read_row_groups(table)
+        _check_room(table, groups, readable)
         texts = [field.name for field in schema if field.name in readable and _is_text(pyarrow, field.type)]
-        repeating = _repeating(metadata, texts)
-        with parquet.ParquetFile(table, metadata=metadata, read_dictionary=repeating) as file:
+        with parquet.ParquetFile(table, read_dictionary=_repeating(groups, texts)) as file:
             line = 1
             # Each batch brings along the texts of those before it: few batches, of some million values.
             num_rows = min(1 << 16, max(1 << 12, (1 << 22) // max(1, len(readable))))
             # Row groups may hold a whole table. One after another: Arrow joins no lists of theirs that are left as numbers.
-            for number in range(metadata.num_row_groups):
+            for number in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=num_rows, row_groups=[number], columns=readable):
                     columns: dict[str, Iterable[str]] = {
                         field.name: repeat(no_cell(field.type), batch.num_rows) for field in schema
@@ -132,14 +134,14 @@ def _read_parquet(table: Path, report: Report) -> Iterator[tuple[int, list[str]]
         raise DataError(f"{table}: no whole Parquet file ({error}). Write or copy it again.") from error
 
 
-def _check_room(table: Path, metadata: Any, names: Collection[str]) -> None:
+def _check_room(table: Path, groups: Iterable[RowGroup], names: Collection[str]) -> None:
     """Refuse a table whose largest row group takes more memory than is free, by what the file says of it."""
     most = 0
-    for number in range(metadata.num_row_groups):
-        leaves = [leaf for leaf in _leaves(metadata, number) if _is_within(leaf, names)]
+    for group in groups:
+        columns = [column for column in group.columns if _is_within(column, names)]
         # Pages and what is made of them; the places of the items of lists, which may repeat in a few bytes.
-        items = sum(leaf.num_values - metadata.row_group(number).num_rows for leaf in leaves)
-        most = max(most, 4 * sum(leaf.total_uncompressed_size for leaf in leaves) + 16 * items)
+        items = sum(column.num_values - group.num_rows for column in columns)
+        most = max(most, 4 * sum(column.num_bytes for column in columns) + 16 * items)
     if lack := lack_of_room(most):
         raise DataError(
             f"{table}: rows that are read at once take {lack}. Check that the table is one of paths and labels, or write it in "
@@ -147,25 +149,18 @@ def _check_room(table: Path, metadata: Any, names: Collection[str]) -> None:
         )
 
 
-def _repeating(metadata: Any, names: Collection[str]) -> list[str]:
+def _repeating(groups: Iterable[RowGroup], names: Collection[str]) -> list[str]:
     """The columns that hold each text once and then its number, as far as Arrow can leave them so."""
     can: set[str] = set()
     cannot: set[str] = set()
-    for number in range(metadata.num_row_groups):
-        for leaf in _leaves(metadata, number):
-            if leaf.has_dictionary_page and _is_within(leaf, names):
-                (can if _LEFT_AS_NUMBERS.issuperset(leaf.encodings) else cannot).add(leaf.path_in_schema)
+    for column in (column for group in groups for column in group.columns):
+        if column.has_dictionary and _is_within(column, names):
+            (can if _LEFT_AS_NUMBERS.issuperset(column.encodings) else cannot).add(".".join(column.path))
     return sorted(can - cannot)
 
 
-def _leaves(metadata: Any, number: int) -> Iterator[Any]:
-    """What a row group's metadata say of each column; lists are called as in "labels.list.element"."""
-    group = metadata.row_group(number)
-    return map(group.column, range(group.num_columns))
-
-
-def _is_within(leaf: Any, names: Collection[str]) -> bool:
-    return any(name in names for name in accumulate(leaf.path_in_schema.split("."), "{}.{}".format))
+def _is_within(column: Column, names: Collection[str]) -> bool:
+    return any(name in names for name in accumulate(column.path, "{}.{}".format))
 
 
 def _cells(pyarrow: Any, column: Any, kind: Any) -> Iterator[str]:
