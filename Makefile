@@ -20,7 +20,7 @@ test-slow: $(VENV)/.dev  ## Run the tests that take minutes, and property tests 
 	$(BIN)/pytest -q -m slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "hypothesis and not slow and not gpu" --hypothesis-profile=default
 
-faults: $(VENV)/.dev  ## Inject every fault of docs/reliability.md and print what was lost (about 40 minutes).
+faults: $(VENV)/.dev  ## Inject every fault of docs/reliability.md and print what was lost (20 to 40 minutes).
 	$(BIN)/pytest -q -m fault
 
 fuzz: $(VENV)/.dev  ## Give every reader half a million inputs (hours).
