@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ def count_pixels(image: Image.Image) -> int:
     return max(image.width * image.height, num_in_tile)
 
 
-def _count_in_tile(file: IO[bytes]) -> int:
+def _count_in_tile(file: io.BufferedIOBase) -> int:
     """Pixels in a tile of a TIFF, 0 where it has none; of a tag that comes twice the larger counts, whichever is decoded."""
     position = file.tell()
     file.seek(0)
