@@ -52,10 +52,8 @@ def decode(data: bytes, index: int, *, max_bytes: int, max_pixels: int) -> Image
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise _damaged(error, index) from None
     with image:
-        if count_pixels(image) > max_pixels:
-            detail = (
-                f"An image may have {max_pixels:,} pixels, this one has {count_pixels(image):,}. Send a smaller one."
-            )
+        if (num_pixels := count_pixels(image)) > max_pixels:
+            detail = f"An image may have {max_pixels:,} pixels, this one has {num_pixels:,}. Send a smaller one."
             raise ProblemError(413, "The image has too many pixels.", detail, index)
         try:
             return to_rgb(image)
